@@ -1,0 +1,1 @@
+"""Hooks: the only code that speaks a cluster's protocol, one module per cluster."""

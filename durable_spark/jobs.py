@@ -1,0 +1,333 @@
+"""
+The vocabulary that operators, triggers and hooks share: jobs, submissions, states, exceptions.
+
+Nothing here does I/O or knows Airflow, so that a hook can be written, and a promise reasoned about,
+without either. Two words carry the package:
+
+*job*
+    what runs on the cluster: a standalone driver, a YARN application, a Kubernetes driver pod.
+*submission*
+    one intended run of a job. It has a token, and at most one job exists per submission.
+
+The one trap: :attr:`JobState.ABSENT` is a statement ("this healthy cluster does not know the job"),
+:attr:`JobState.UNKNOWN` is the lack of one ("it cannot tell now"). Who mixes them up submits twice.
+
+The exceptions::
+
+    DurableJobError
+    ├── BadConfiguration         the connection or a setting: which field, what is wrong, how to mend it
+    │   └── ClusterChanged       the connection names another cluster than the one the job was submitted to
+    ├── BadArguments             an argument of the operator: nothing was submitted
+    ├── SubmissionRefused        the cluster said no: nothing was submitted
+    ├── SubmissionUncertain      whether the job exists cannot be told: never a second submission
+    ├── ClusterError             a request to the cluster did not succeed
+    │   ├── ClusterUnreachable   no answer, or a 5xx: worth asking again
+    │   │   └── InvalidAnswer    an answer that is not what the protocol promises
+    │   ├── AuthenticationFailed the credentials were not accepted: read the connection again
+    │   └── RequestRefused       the cluster understood and refused (a kill that is not allowed)
+    └── JobEnded                 the job has ended, or its following has, without success
+        ├── JobFailed
+        ├── JobKilled
+        ├── JobLost              a healthy cluster does not know the job any more, and no end of it was seen
+        ├── DeadlinePassed       the execution timeout passed
+        └── OutageTooLong        no word of the job for longer than the outage timeout
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Absent",
+    "AuthenticationFailed",
+    "BadArguments",
+    "BadConfiguration",
+    "ClusterChanged",
+    "ClusterError",
+    "ClusterUnreachable",
+    "DeadlinePassed",
+    "DurableJobError",
+    "Found",
+    "InvalidAnswer",
+    "JobEnded",
+    "JobFailed",
+    "JobKilled",
+    "JobLost",
+    "JobRef",
+    "JobState",
+    "JobStatus",
+    "OutageTooLong",
+    "OwnedJob",
+    "RequestRefused",
+    "SparkJob",
+    "Submission",
+    "SubmissionRefused",
+    "SubmissionUncertain",
+    "new_token",
+    "owner_of",
+]
+
+_TOKEN = re.compile(r"[0-9a-f]{32}\Z")
+
+
+class DurableJobError(Exception):
+    """Base of all that this package raises on purpose."""
+
+
+class BadConfiguration(DurableJobError):
+    """A connection or a setting is wrong. The message names the field and the way out."""
+
+
+class ClusterChanged(BadConfiguration):
+    """The connection names another cluster than the one that the job was submitted to."""
+
+
+class BadArguments(DurableJobError):
+    """An argument of the operator is wrong. The message names it; nothing was submitted."""
+
+
+class SubmissionRefused(DurableJobError):
+    """The cluster refused the submission. Nothing was submitted."""
+
+
+class SubmissionUncertain(DurableJobError):
+    """
+    It cannot be told whether the submission reached the cluster, so it is not sent again.
+
+    :param message: what could not be told, and the way out.
+    :param permanent: ``True`` when asking again cannot help (the cluster has forgotten what it knew),
+        ``False`` when the cause may pass (a worker's page out of reach, a driver still queued).
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class ClusterError(DurableJobError):
+    """A request to the cluster did not succeed."""
+
+
+class ClusterUnreachable(ClusterError):
+    """
+    The cluster gave no answer, or a 5xx. Asking again may help.
+
+    :param message: what was asked and what came back.
+    :param retry_after: seconds that the cluster asked to be left alone for, from ``Retry-After``.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class InvalidAnswer(ClusterUnreachable):
+    """The answer is not what the protocol promises. It says nothing about any job."""
+
+
+class AuthenticationFailed(ClusterError):
+    """The cluster did not accept the credentials. They may have expired: read the connection again."""
+
+
+class RequestRefused(ClusterError):
+    """The cluster understood the request and refused it."""
+
+
+class JobEnded(DurableJobError):
+    """The job has ended, or its following has, without success."""
+
+
+class JobFailed(JobEnded):
+    """The cluster vouched for a failure."""
+
+
+class JobKilled(JobEnded):
+    """The cluster vouched that somebody killed the job."""
+
+
+class JobLost(JobEnded):
+    """A healthy cluster does not know the job any more, and its end was not seen."""
+
+
+class DeadlinePassed(JobEnded):
+    """The execution timeout of the task passed before the job ended."""
+
+
+class OutageTooLong(JobEnded):
+    """Nothing was heard of the job for longer than the outage timeout. It may still run."""
+
+
+class JobState(str, enum.Enum):
+    """What a cluster says of a job, in words that all clusters share."""
+
+    PENDING = "pending"
+    """Accepted, not running yet."""
+    RUNNING = "running"
+    UNKNOWN = "unknown"
+    """The cluster cannot tell now: a master in recovery, a standby. Ask again."""
+    RELAUNCHED = "relaunched"
+    """The cluster itself started the job anew under another ID: :meth:`JobHook.find` has it."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    KILLED = "killed"
+    ABSENT = "absent"
+    """A healthy cluster does not know the job. Not an end: what became of it cannot be told."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the job may still run, or is about to."""
+        return self in (JobState.PENDING, JobState.RUNNING, JobState.UNKNOWN, JobState.RELAUNCHED)
+
+    @property
+    def final(self) -> bool:
+        """Whether the cluster vouched for an end."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.KILLED)
+
+
+class JobRef(NamedTuple):
+    """Names one job on a cluster."""
+
+    id: str
+    """The cluster's own name for it."""
+    uid: str = ""
+    """Tells two jobs of the same name apart, where a cluster lets a name be used again."""
+
+    def __str__(self) -> str:
+        return self.id
+
+
+_NO_LINKS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """
+    What the cluster said of one job, once.
+
+    :param job: the job.
+    :param state: in our words.
+    :param raw: in the cluster's words, for logs and errors (``FINISHED``, ``Succeeded``).
+    :param message: the cluster's own explanation, at most a few thousand characters, without secrets.
+    :param links: what a person wants to click, by name. Built from validated values only.
+    """
+
+    job: JobRef
+    state: JobState
+    raw: str = ""
+    message: str = ""
+    links: Mapping[str, str] = _NO_LINKS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Submission:
+    """
+    One intended run of a job, as it is written to the store before anything is sent.
+
+    :param token: 128 random bits as lower-case hex. At most one job exists per token.
+    :param owner: hash of deployment, Dag, run, task and map index; for finding and reporting only.
+    :param deployment: name of the Airflow deployment, or ``""`` when it was not set.
+    :param ordinal: how many submissions this task instance has had, from 1.
+    :param name: readable name of the task (``dag.task``), for names that people see.
+    :param cluster_time: the cluster's own clock when the intent was made, in seconds since the
+        epoch, or ``None`` when the cluster has no need of it.
+    :param job: the job, where the cluster lets it be known before it exists.
+    :param evidence: what the hook wants to see again when it must prove that the job does not
+        exist. Opaque to everybody else, at most a kilobyte.
+    """
+
+    token: str
+    owner: str = ""
+    deployment: str = ""
+    ordinal: int = 1
+    name: str = ""
+    cluster_time: float | None = None
+    job: JobRef | None = None
+    evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _TOKEN.match(self.token):
+            raise ValueError(f"a submission's token is 32 lower-case hex digits, not {self.token[:40]!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """
+    The job of a submission.
+
+    :param status: of the job: the oldest one of the submission that the cluster did not relaunch.
+    :param younger: jobs that carry the same token although only one was meant, and still run.
+        Whoever sees them kills them and says so loudly.
+    """
+
+    status: JobStatus
+    younger: Sequence[JobRef] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """It is proven that no job of the submission exists. Not to be answered on a mere suspicion."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnedJob:
+    """A live job that carries the labels of a deployment."""
+
+    status: JobStatus
+    token: str
+    owner: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparkJob:
+    """
+    A Spark application as its user described it, before any cluster has looked at it.
+
+    The fields are the arguments of :class:`~durable_spark.operators.spark.SparkJobOperator`, which
+    documents them; ``None`` means that the user said nothing.
+    """
+
+    application: str
+    java_class: str | None = None
+    application_args: Sequence[str] = ()
+    conf: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: str = "airflow-spark"
+    files: str | None = None
+    py_files: str | None = None
+    archives: str | None = None
+    jars: str | None = None
+    driver_class_path: str | None = None
+    packages: str | None = None
+    exclude_packages: str | None = None
+    repositories: str | None = None
+    driver_memory: str | None = None
+    driver_cores: int | None = None
+    executor_memory: str | None = None
+    executor_cores: int | None = None
+    total_executor_cores: int | None = None
+    num_executors: int | None = None
+    env_vars: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    properties_file: str | None = None
+    keytab: str | None = None
+    principal: str | None = None
+    proxy_user: str | None = None
+    supervise: bool | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What only one kind of cluster understands, by name; another one refuses it."""
+
+
+def new_token() -> str:
+    """Return 128 random bits as lower-case hex."""
+    return secrets.token_hex(16)
+
+
+def owner_of(*, deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the label that says whose a job is: 32 hex digits, the same for every try of a task instance."""
+    parts = (deployment, dag_id, run_id, task_id, str(map_index))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
