@@ -40,6 +40,7 @@ import enum
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ __all__ = [
     "DeadlinePassed",
     "DurableJobError",
     "Found",
+    "Generation",
     "InvalidAnswer",
     "JobEnded",
     "JobFailed",
@@ -63,13 +65,17 @@ __all__ = [
     "JobRef",
     "JobState",
     "JobStatus",
+    "Link",
     "OutageTooLong",
     "OwnedJob",
+    "PreviousSubmission",
+    "Record",
     "RequestRefused",
     "SparkJob",
     "Submission",
     "SubmissionRefused",
     "SubmissionUncertain",
+    "Verdict",
     "new_token",
     "owner_of",
 ]
@@ -191,6 +197,17 @@ class JobState(str, enum.Enum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.KILLED)
 
 
+class Link(str, enum.Enum):
+    """What a person wants to click, whatever the cluster."""
+
+    JOB = "job"
+    """The job on the cluster's own page."""
+    LOG = "log"
+    """The log of its driver."""
+    UI = "ui"
+    """Spark's own page of the application, or its history."""
+
+
 class JobRef(NamedTuple):
     """Names one job on a cluster."""
 
@@ -203,7 +220,7 @@ class JobRef(NamedTuple):
         return self.id
 
 
-_NO_LINKS: Mapping[str, str] = MappingProxyType({})
+_NO_LINKS: Mapping[Link, str] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,14 +232,14 @@ class JobStatus:
     :param state: in our words.
     :param raw: in the cluster's words, for logs and errors (``FINISHED``, ``Succeeded``).
     :param message: the cluster's own explanation, at most a few thousand characters, without secrets.
-    :param links: what a person wants to click, by name. Built from validated values only.
+    :param links: what a person wants to click. Built from validated values only.
     """
 
     job: JobRef
     state: JobState
     raw: str = ""
     message: str = ""
-    links: Mapping[str, str] = _NO_LINKS
+    links: Mapping[Link, str] = _NO_LINKS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,6 +271,33 @@ class Submission:
     def __post_init__(self) -> None:
         if not _TOKEN.match(self.token):
             raise ValueError(f"a submission's token is 32 lower-case hex digits, not {self.token[:40]!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the submission as plain JSON values, for the store and for a trigger's arguments."""
+        value = dataclasses.asdict(self)
+        value["evidence"] = dict(self.evidence)
+        value["job"] = list(self.job) if self.job else None
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> Submission:
+        """
+        Return the submission that :meth:`to_json` wrote. Unknown keys are ignored.
+
+        :raises ValueError: when the value is not a submission.
+        """
+        value = _object(value, "submission")
+        evidence = _object(value.get("evidence", {}), "evidence")
+        return cls(
+            token=_text(value.get("token"), "token"),
+            owner=_text(value.get("owner", ""), "owner"),
+            deployment=_text(value.get("deployment", ""), "deployment"),
+            ordinal=int(_number(value.get("ordinal", 1), "ordinal")),
+            name=_text(value.get("name", ""), "name"),
+            cluster_time=_optional_number(value.get("cluster_time"), "cluster_time"),
+            job=_job_ref(value.get("job")),
+            evidence={_text(k, "evidence"): _text(v, "evidence") for k, v in evidence.items()},
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -322,6 +366,135 @@ class SparkJob:
     """What only one kind of cluster understands, by name; another one refuses it."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """
+    The life of a task instance between two clears.
+
+    Airflow changes neither value on a retry and at least one of them on a clear (tried on 3.3.2).
+
+    :param max_tries: ``ti.max_tries``.
+    :param traceparent: ``ti.context_carrier["traceparent"]``, or ``""``.
+    """
+
+    max_tries: int
+    traceparent: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """
+    A final state that the cluster vouched for; or :attr:`JobState.ABSENT`, the finding that it can vouch for none.
+
+    :param at: when it was written down, in seconds since the epoch.
+    """
+
+    state: JobState
+    raw: str = ""
+    message: str = ""
+    at: float = 0.0
+
+    @classmethod
+    def of(cls, status: JobStatus) -> Verdict:
+        """Return the verdict that a status holds, dated now."""
+        return cls(state=status.state, raw=status.raw[:100], message=status.message[:1000], at=time.time())
+
+
+class PreviousSubmission(NamedTuple):
+    """What is kept of a submission that another one has followed."""
+
+    token: str
+    job_id: str
+    state: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """
+    What the store holds for a task instance. Written before each request that changes anything on the cluster.
+
+    :param submission: the current one.
+    :param generation: of the task instance when the submission was made.
+    :param fingerprint: digest of the mapped arguments; ``""`` for a task that is not mapped.
+    :param arguments: digest of the job's description, keyed with the token, to notice a changed Dag.
+    :param cluster: the names of the cluster, see :meth:`JobHook.cluster`.
+    :param intended_at: our clock when the intent was written, in seconds since the epoch.
+    :param job: the submission's job, once it is known to exist; ``None`` for a mere intent.
+    :param verdict: of that job, once there is one.
+    :param previous: earlier submissions of the task instance, the latest first.
+    """
+
+    VERSION = 1
+    _KEPT = 10
+
+    submission: Submission
+    generation: Generation
+    fingerprint: str
+    arguments: str
+    cluster: tuple[str, ...]
+    intended_at: float
+    job: JobRef | None = None
+    verdict: Verdict | None = None
+    previous: tuple[PreviousSubmission, ...] = ()
+
+    def lists(self, job_id: str) -> bool:
+        """Return whether a job of that ID is one of the task instance's submissions."""
+        return (self.job is not None and self.job.id == job_id) or any(p.job_id == job_id for p in self.previous)
+
+    def as_previous(self) -> tuple[PreviousSubmission, ...]:
+        """Return the list of previous submissions for the record that follows this one."""
+        state = self.verdict.state.value if self.verdict else ""
+        latest = PreviousSubmission(self.submission.token, self.job.id if self.job else "", state)
+        return (latest, *self.previous)[: self._KEPT]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values, for the store."""
+        return {
+            "version": self.VERSION,
+            "submission": self.submission.to_json(),
+            "generation": dataclasses.asdict(self.generation),
+            "fingerprint": self.fingerprint,
+            "arguments": self.arguments,
+            "cluster": list(self.cluster),
+            "intended_at": self.intended_at,
+            "job": list(self.job) if self.job else None,
+            "verdict": {**dataclasses.asdict(self.verdict), "state": self.verdict.state.value}
+            if self.verdict
+            else None,
+            "previous": [list(previous) for previous in self.previous],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Record:
+        """
+        Return the record that :meth:`to_json` wrote. Unknown keys are ignored.
+
+        :raises ValueError: when the value is not a record, or one of a version that this code does not know.
+        """
+        value = _object(value, "record")
+        if value.get("version") != cls.VERSION:
+            raise ValueError(f"its version is {str(value.get('version'))[:40]!r}, this package knows {cls.VERSION}")
+        generation = _object(value.get("generation"), "generation")
+        cluster = value.get("cluster")
+        previous = value.get("previous", [])
+        if not isinstance(cluster, list) or not isinstance(previous, list):
+            raise ValueError("cluster and previous are lists")
+        return cls(
+            submission=Submission.from_json(value.get("submission")),
+            generation=Generation(
+                max_tries=int(_number(generation.get("max_tries"), "max_tries")),
+                traceparent=_text(generation.get("traceparent"), "traceparent"),
+            ),
+            fingerprint=_text(value.get("fingerprint", ""), "fingerprint"),
+            arguments=_text(value.get("arguments", ""), "arguments"),
+            cluster=tuple(_text(name, "cluster") for name in cluster),
+            intended_at=_number(value.get("intended_at"), "intended_at"),
+            job=_job_ref(value.get("job")),
+            verdict=_verdict(value.get("verdict")),
+            previous=tuple(PreviousSubmission(*(_text(part, "previous") for part in entry)) for entry in previous),
+        )
+
+
 def new_token() -> str:
     """Return 128 random bits as lower-case hex."""
     return secrets.token_hex(16)
@@ -331,3 +504,45 @@ def owner_of(*, deployment: str, dag_id: str, run_id: str, task_id: str, map_ind
     """Return the label that says whose a job is: 32 hex digits, the same for every try of a task instance."""
     parts = (deployment, dag_id, run_id, task_id, str(map_index))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is not an object")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is not a string")
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{what} is not a number")
+    return value
+
+
+def _optional_number(value: Any, what: str) -> float | None:
+    return None if value is None else _number(value, what)
+
+
+def _job_ref(value: Any) -> JobRef | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError("job is not a pair of ID and uid")
+    return JobRef(_text(value[0], "job"), _text(value[1], "job"))
+
+
+def _verdict(value: Any) -> Verdict | None:
+    if value is None:
+        return None
+    value = _object(value, "verdict")
+    return Verdict(
+        state=JobState(value.get("state")),
+        raw=_text(value.get("raw", ""), "raw"),
+        message=_text(value.get("message", ""), "message"),
+        at=_number(value.get("at", 0.0), "at"),
+    )
