@@ -207,6 +207,11 @@ class Link(str, enum.Enum):
     UI = "ui"
     """Spark's own page of the application, or its history."""
 
+    @property
+    def xcom_key(self) -> str:
+        """The key under which the link is kept in XCom."""
+        return f"durable_spark_{self.value}_link"
+
 
 class JobRef(NamedTuple):
     """Names one job on a cluster."""
@@ -398,6 +403,10 @@ class Verdict:
     def of(cls, status: JobStatus) -> Verdict:
         """Return the verdict that a status holds, dated now."""
         return cls(state=status.state, raw=status.raw[:100], message=status.message[:1000], at=time.time())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as plain JSON values."""
+        return {"state": self.state.value, "raw": self.raw, "message": self.message, "at": self.at}
 
 
 class PreviousSubmission(NamedTuple):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.sdk import BaseHook
@@ -33,7 +33,7 @@ __all__ = ["Followed", "JobHook"]
 
 
 class Followed(Protocol):
-    """The jobs that a feed follows at the moment; a running :meth:`JobHook.follow` reads it anew for each poll."""
+    """The jobs that a feed follows at the moment. A running :meth:`JobHook.follow` asks anew before each poll."""
 
     def jobs(self) -> Collection[JobRef]:
         """Return the jobs to follow now."""
@@ -134,7 +134,7 @@ class JobHook(BaseHook, abc.ABC):
         :raises RequestRefused: the cluster does not allow it.
         """
 
-    async def follow(self, followed: Followed) -> AsyncIterator[Mapping[JobRef, JobStatus]]:
+    async def follow(self, followed: Followed) -> AsyncGenerator[Mapping[JobRef, JobStatus], None]:
         """
         Yield what is learnt of the followed jobs, for as long as it is iterated.
 

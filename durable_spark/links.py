@@ -1,0 +1,56 @@
+"""
+The buttons on a task's page in Airflow: the job, its log, Spark's own page.
+
+A link is kept in XCom under :attr:`durable_spark.jobs.Link.xcom_key`. The operator pushes what is known
+before it defers, and the trigger what becomes known later (a driver has no log before it has a worker);
+Airflow's UI reads the same key, so the button is up to date while the task is deferred.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.execution_time.xcom import XCom
+
+from durable_spark.jobs import Link
+
+if TYPE_CHECKING:
+    from airflow.models.taskinstancekey import TaskInstanceKey
+    from airflow.sdk import BaseOperator
+
+__all__ = ["JobLink", "JobLogLink", "SparkUILink"]
+
+
+class _StoredLink(BaseOperatorLink):
+    link: ClassVar[Link]
+
+    @property
+    def xcom_key(self) -> str:
+        """The key that the operator and the trigger write to."""
+        return self.link.xcom_key
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the link that was stored last, or ``""``."""
+        return XCom.get_value(ti_key=ti_key, key=self.xcom_key) or ""
+
+
+class JobLink(_StoredLink):
+    """The job on the cluster's own page."""
+
+    name = "Job"
+    link = Link.JOB
+
+
+class JobLogLink(_StoredLink):
+    """The log of the job's driver."""
+
+    name = "Driver log"
+    link = Link.LOG
+
+
+class SparkUILink(_StoredLink):
+    """Spark's own page of the application, where the cluster names one."""
+
+    name = "Spark UI"
+    link = Link.UI

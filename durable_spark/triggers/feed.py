@@ -1,0 +1,274 @@
+"""
+One status stream per cluster in a triggerer process, shared by all triggers that follow a job there.
+
+A trigger joins the feed of its cluster and is told of its job's changes; the feed asks the cluster
+for all its jobs at once, so that N deferred jobs cost one request an interval, not N. Airflow's own
+shared streams (``BaseEventTrigger``) hand every event to every subscriber, tell a late one nothing of
+what was said before, and end on the first error of a poll; this feed keeps the last status of each
+job, wakes only the triggers whose job changed, and outlives errors.
+
+In: job references and poll intervals. Out: :class:`~durable_spark.jobs.JobStatus` and
+:class:`Outage`. The feed decides nothing about a job: what an end means is its trigger's business.
+
+The trap: a task started from within a trigger inherits that trigger's log context, and its lines
+would land in one user's task log (tried on 3.3.2). The feed therefore runs in an empty context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import logging
+import random
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+
+from durable_spark.hooks.job import JobHook
+from durable_spark.jobs import (
+    AuthenticationFailed,
+    ClusterChanged,
+    ClusterUnreachable,
+    DurableJobError,
+    JobRef,
+    JobState,
+    JobStatus,
+)
+
+__all__ = ["Feed", "FeedKey", "Outage", "Subscription", "join"]
+
+_NEWCOMER_PAUSE = 1.0
+"""Seconds between two polls while there are jobs that were never asked for (a triggerer starting up)."""
+_LONGEST_BACKOFF = 60.0
+_ABSENCES_BELIEVED = 2
+"""Polls in a row that must say that a job is not known before anybody is told."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedKey:
+    """What makes two triggers share a feed."""
+
+    hook: str
+    """Class path of the hook."""
+    conn_id: str
+    cluster: tuple[str, ...]
+    """The cluster that the job was submitted to: a connection that is edited makes another feed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outage:
+    """A time without word from the cluster."""
+
+    since: float
+    """Wall clock, in seconds since the epoch."""
+    error: str
+
+
+class Subscription:
+    """One job's place in a feed: the last thing known of it, and a way to wait for the next."""
+
+    def __init__(self, job: JobRef, interval: float | None, outage: Outage | None, status: JobStatus | None) -> None:
+        self.job = job
+        self.interval = interval
+        self.status = status
+        self.outage = outage
+        self.absences = 0
+        self._changed = asyncio.Event()
+        if status is not None or outage is not None:
+            self._changed.set()
+
+    async def changed(self, timeout: float | None) -> bool:
+        """
+        Wait until the status or the outage changes.
+
+        :param timeout: seconds, or ``None`` to wait for ever.
+        :return: whether there was a change; ``False`` when the time is up.
+        """
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+    def _tell(self, *, status: JobStatus | None, outage: Outage | None) -> None:
+        self.status = status
+        self.outage = outage
+        self._changed.set()
+
+
+class Feed:
+    """
+    Follows jobs on one cluster for the subscribers it has.
+
+    Runs while it has subscribers; the last one to leave stops it and waits until it has stopped.
+
+    :param key: what it follows.
+    :param make_hook: returns a new hook. Called again after every failure, so that the connection is
+        read anew: its password may have been renewed.
+    """
+
+    def __init__(self, key: FeedKey, make_hook: Callable[[], JobHook]) -> None:
+        self.key = key
+        self._make_hook = make_hook
+        self._subscriptions: dict[JobRef, set[Subscription]] = {}
+        self._unasked: set[JobRef] = set()
+        self._newcomer = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._outage: Outage | None = None
+        self._interval = JobHook.default_poll_interval
+
+    # What a running JobHook.follow() sees of us
+
+    def jobs(self) -> Collection[JobRef]:
+        """Return the jobs to follow now."""
+        self._unasked.clear()
+        self._newcomer.clear()
+        return list(self._subscriptions)
+
+    async def pause(self) -> None:
+        """Return when the next poll is due: the shortest interval asked for, sooner for jobs never asked about."""
+        started = time.monotonic()
+        wanted = [s.interval for group in self._subscriptions.values() for s in group if s.interval is not None]
+        interval = min([self._interval, *wanted])
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._newcomer.wait(), interval)
+            await asyncio.sleep(max(0.0, min(_NEWCOMER_PAUSE, interval) - (time.monotonic() - started)))
+
+    # What a trigger sees of us
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, job: JobRef, *, interval: float | None) -> AsyncIterator[Subscription]:
+        """
+        Follow a job for as long as the context is open.
+
+        :param job: the job.
+        :param interval: seconds between two polls, or ``None`` for what the connection says.
+        """
+        group = self._subscriptions.setdefault(job, set())
+        known = next((s.status for s in group if s.status is not None), None)
+        subscription = Subscription(job, interval, self._outage, known)
+        group.add(subscription)
+        if known is None:
+            self._unasked.add(job)
+            self._newcomer.set()
+        self._start()
+        try:
+            yield subscription
+        finally:
+            group.discard(subscription)
+            if not group and self._subscriptions.get(job) is group:
+                del self._subscriptions[job]
+            if not self._subscriptions:
+                await self._stop()
+
+    # The stream
+
+    def _start(self) -> None:
+        if self._task is None or self._task.done():
+            name = f"durable_spark feed of {self.key.conn_id}"
+            self._task = contextvars.Context().run(asyncio.create_task, self._run(), name=name)
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            heard = False
+            try:
+                async with self._make_hook() as hook:
+                    await self._expect_same_cluster(hook)
+                    self._interval = await hook.poll_interval()
+                    async with contextlib.aclosing(hook.follow(self)) as stream:
+                        async for statuses in stream:
+                            heard, failures = True, 0
+                            self._publish(statuses)
+                error: Exception = ClusterUnreachable("the status stream ended")
+            except DurableJobError as caught:
+                error = caught
+            except Exception as caught:  # a bug in a hook must not end the following of everybody's jobs
+                log.exception("The feed of %s met an error that its hook should have named", self.key.conn_id)
+                error = caught
+            failures = 1 if heard else failures + 1
+            self._publish_outage(error)
+            await asyncio.sleep(self._backoff(failures, error))
+
+    async def _expect_same_cluster(self, hook: JobHook) -> None:
+        names = tuple(await hook.cluster())
+        if self.key.cluster and not set(names) & set(self.key.cluster):
+            raise ClusterChanged(
+                f"connection {self.key.conn_id!r} now names {', '.join(names)}, "
+                f"but the job was submitted to {', '.join(self.key.cluster)}"
+            )
+
+    def _backoff(self, failures: int, error: Exception) -> float:
+        delay = min(_LONGEST_BACKOFF, self._interval * 2.0 ** min(failures - 1, 10))
+        if isinstance(error, ClusterUnreachable) and error.retry_after is not None:
+            delay = max(delay, min(error.retry_after, _LONGEST_BACKOFF))
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311 jitter, not a secret
+
+    def _publish(self, statuses: Mapping[JobRef, JobStatus]) -> None:
+        recovered = self._outage is not None
+        if recovered:
+            log.info("%s answers again", self.key.conn_id)
+        self._outage = None
+        for job, status in statuses.items():
+            for subscription in self._subscriptions.get(job, ()):
+                subscription.absences = subscription.absences + 1 if status.state is JobState.ABSENT else 0
+                if 0 < subscription.absences < _ABSENCES_BELIEVED:
+                    continue
+                if status != subscription.status:
+                    subscription._tell(status=status, outage=None)
+        if recovered:
+            for group in self._subscriptions.values():
+                for subscription in group:
+                    if subscription.outage is not None:
+                        subscription._tell(status=subscription.status, outage=None)
+
+    def _publish_outage(self, error: Exception) -> None:
+        since = self._outage.since if self._outage else time.time()
+        kind = "" if isinstance(error, (ClusterUnreachable, AuthenticationFailed)) else f"{type(error).__name__}: "
+        outage = Outage(since=since, error=f"{kind}{error}"[:1000])
+        if self._outage is None:
+            log.warning("No word from %s: %s", self.key.conn_id, outage.error)
+        self._outage = outage
+        for group in self._subscriptions.values():
+            for subscription in group:
+                subscription.absences = 0
+                if subscription.outage is None:
+                    subscription._tell(status=subscription.status, outage=outage)
+
+
+_feeds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[FeedKey, Feed]] = weakref.WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def join(
+    key: FeedKey, job: JobRef, *, make_hook: Callable[[], JobHook], interval: float | None = None
+) -> AsyncIterator[Subscription]:
+    """
+    Follow a job on the one feed that this event loop has for its cluster.
+
+    :param key: names the feed.
+    :param job: the job.
+    :param make_hook: returns a new hook on the cluster, if the feed must be started.
+    :param interval: seconds between two polls, or ``None`` for what the connection says. The
+        shortest interval that any subscriber asks for counts for all.
+    """
+    feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
+    feed = feeds.setdefault(key, Feed(key, make_hook))
+    try:
+        async with feed.subscribe(job, interval=interval) as subscription:
+            yield subscription
+    finally:
+        if not feed._subscriptions and feeds.get(key) is feed:
+            del feeds[key]

@@ -1,0 +1,429 @@
+"""
+The asynchronous half of an operator: waits in the triggerer for one job's end and reports it once.
+
+In: the trigger's arguments, written by the operator when it deferred. Out: one event with the verdict,
+and lines in the task's own log. The status comes from the :mod:`~durable_spark.triggers.feed` of the
+cluster; what to make of it is decided here.
+
+Traps, all tried on Airflow 3.3.2:
+
+* ``on_kill`` is called on a takeover by another triggerer and on a clear just as on *mark failed*, so
+  the task instance's state is read before anything is killed.
+* An event within the first seconds after a deferral burns the try (apache/airflow issue 71580).
+* Airflow does not enforce ``execution_timeout`` while a task is deferred; the deadline is ours to keep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.sdk._shared.module_loading import import_string
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from durable_spark.hooks.job import JobHook
+from durable_spark.jobs import (
+    BadConfiguration,
+    DurableJobError,
+    Found,
+    JobRef,
+    JobState,
+    JobStatus,
+    Link,
+    Submission,
+)
+from durable_spark.triggers.feed import FeedKey, Outage, Subscription, join
+
+__all__ = ["TRY_XCOM_KEY", "JobEvent", "JobTrigger", "JobTriggerArguments", "load_hook_class"]
+
+TRY_XCOM_KEY = "durable_spark_try"
+"""XCom in which each try says that it is the one in charge: ``{"token": …, "ti_id": …}``."""
+
+_ENDED_BY_A_PERSON = frozenset({"failed", "success", "skipped", "removed", None})
+"""States of a task instance whose job nobody waits for any more; ``None``: the task instance is gone."""
+_KILL_CONFIRMED_WITHIN = 30.0
+_MESSAGE_LIMIT = 1000
+_ON_KILL_BOUND = 25.0
+"""Airflow gives ``on_kill`` 30 s."""
+
+
+def load_hook_class(path: str) -> type[JobHook]:
+    """
+    Return the hook class of that path.
+
+    :raises BadConfiguration: when it cannot be imported or is not a :class:`JobHook`.
+    """
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise BadConfiguration(f"hook: {path!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, JobHook)):
+        raise BadConfiguration(f"hook: {path!r} is not a subclass of durable_spark.hooks.job.JobHook")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobTriggerArguments:
+    """
+    All that a trigger needs to follow a job. Stored in Airflow's database: no secrets.
+
+    :param hook: class path of the hook.
+    :param conn_id: the connection of the cluster.
+    :param cluster: the names of the cluster that the job was submitted to.
+    :param job: the job.
+    :param submission: its submission, to find a successor that the cluster itself started.
+    :param dag_id: with ``run_id``, ``task_id`` and ``map_index``: the task instance.
+    :param ti_id: ID of the try.
+    :param deadline: when the execution timeout passes, in seconds since the epoch, or ``None``.
+    :param earliest_event: no event before, in seconds since the epoch.
+    :param interval: seconds between two polls, or ``None`` for what the connection says.
+    :param outage_timeout: seconds without word after which the following is given up.
+    :param kill: whether the job is killed when a person ends the task.
+    :param kill_on_timeout: whether the job is killed when the deadline passes.
+    :param sent_before: whether the submission had been sent before, so that a request that was still
+        on its way may have made a second job.
+    """
+
+    hook: str
+    conn_id: str
+    cluster: tuple[str, ...]
+    job: JobRef
+    submission: Submission
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    ti_id: str
+    deadline: float | None = None
+    earliest_event: float = 0.0
+    interval: float | None = None
+    outage_timeout: float = 3600.0
+    kill: bool = True
+    kill_on_timeout: bool = True
+    sent_before: bool = False
+
+    VERSION = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments as plain JSON values."""
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        value.update(
+            v=self.VERSION, cluster=list(self.cluster), job=list(self.job), submission=self.submission.to_json()
+        )
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> JobTriggerArguments:
+        """Return the arguments that :meth:`to_json` wrote; keys that a newer version added are ignored."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: part for name, part in value.items() if name in names}
+        known["cluster"] = tuple(known["cluster"])
+        known["job"] = JobRef(*known["job"])
+        known["submission"] = Submission.from_json(known["submission"])
+        return cls(**known)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """
+    What a trigger reports to ``execute_complete``. Stored in Airflow's database and logged: small, no secrets.
+
+    :param kind: ``succeeded``, ``failed``, ``killed``: the cluster's verdict. ``lost``: a healthy cluster
+        does not know the job. ``timeout``: the deadline passed. ``outage``: no word for too long.
+    :param state: what was last known of the job, in the cluster's words.
+    :param confirmed: for ``timeout``: whether the job was seen dead.
+    """
+
+    kind: str
+    job: JobRef
+    token: str
+    state: str = ""
+    message: str = ""
+    confirmed: bool = False
+
+    VERSION = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as plain JSON values."""
+        return {
+            "v": self.VERSION,
+            "kind": self.kind,
+            "job_id": self.job.id,
+            "uid": self.job.uid,
+            "token": self.token,
+            "state": self.state,
+            "message": self.message[:_MESSAGE_LIMIT],
+            "confirmed": self.confirmed,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> JobEvent:
+        """
+        Return the event that :meth:`to_json` wrote.
+
+        :raises ValueError: when the value is not such an event.
+        """
+        if not isinstance(value, Mapping):
+            raise ValueError(f"not an event of this package: {value!r:.100}")
+        kinds = ("succeeded", "failed", "killed", "lost", "timeout", "outage")
+        texts = {key: value.get(key, "") for key in ("kind", "job_id", "uid", "token", "state", "message")}
+        if texts["kind"] not in kinds or not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError(f"not an event of this package: {value!r:.100}")
+        job = JobRef(texts.pop("job_id"), texts.pop("uid"))
+        return cls(job=job, confirmed=value.get("confirmed") is True, **texts)
+
+
+class JobTrigger(BaseTrigger):
+    """
+    Waits for the end of one job.
+
+    :param arguments: :meth:`JobTriggerArguments.to_json`.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.arguments = arguments
+        self._args = JobTriggerArguments.from_json(arguments)
+        self._job = self._args.job
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and arguments, as Airflow stores them."""
+        return "durable_spark.triggers.job.JobTrigger", {"arguments": self.arguments}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Follow the job, then yield one event."""
+        hook_class = load_hook_class(self._args.hook)
+        duplicates = asyncio.create_task(self._kill_duplicates()) if self._args.sent_before else None
+        try:
+            event = await self._follow(hook_class)
+        finally:
+            if duplicates is not None:
+                duplicates.cancel()
+                await asyncio.gather(duplicates, return_exceptions=True)
+        await asyncio.sleep(self._args.earliest_event - time.time())
+        yield TriggerEvent(event.to_json())
+
+    async def on_kill(self) -> None:
+        """Kill the job if a person has ended the task; not on a takeover, a clear, or when that cannot be told."""
+        if not self._args.kill:
+            self.log.info("Leaving %s alone, as on_kill='keep' asks", self._job)
+            return
+        try:
+            state = await self._task_state()
+        except Exception as error:
+            self.log.warning("Not killing %s: the state of the task could not be read: %s", self._job, error)
+            return
+        if state not in _ENDED_BY_A_PERSON:
+            self.log.info("Not killing %s: its task is %s and goes on elsewhere", self._job, state)
+            return
+        self.log.warning("Killing %s: its task is %s", self._job, state or "gone")
+        await asyncio.wait_for(self._kill(self._job), _ON_KILL_BOUND)
+
+    # Following
+
+    async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
+        key = FeedKey(hook=self._args.hook, conn_id=self._args.conn_id, cluster=self._args.cluster)
+        said = _Narrator(self)
+        while True:
+            async with join(
+                key, self._job, make_hook=lambda: hook_class(self._args.conn_id), interval=self._args.interval
+            ) as subscription:
+                event = await self._listen(subscription, said)
+            if event is not None:
+                return event
+            # The cluster relaunched the job and its successor was found: follow that one.
+
+    async def _listen(self, subscription: Subscription, said: _Narrator) -> JobEvent | None:
+        """Return the event that ends the task, or ``None`` when another job is to be followed."""
+        relaunched = False
+        while True:
+            await subscription.changed(self._next_look(subscription.outage, relaunched=relaunched))
+            said.outage(subscription.outage)
+            if (status := subscription.status) is not None:
+                await said.status(status)
+                if status.state.final:
+                    return self._event(status.state.value, status)
+                if status.state is JobState.ABSENT:
+                    return self._event("lost", status)
+            if self._args.deadline is not None and time.time() >= self._args.deadline:
+                return await self._deadline_passed(subscription)
+            if (event := self._outage_event(subscription)) is not None:
+                return event
+            relaunched = status is not None and status.state is JobState.RELAUNCHED
+            if relaunched and await self._found_successor():
+                return None
+
+    def _next_look(self, outage: Outage | None, *, relaunched: bool) -> float | None:
+        """Return the seconds until something is due that no status announces, or ``None``."""
+        due = [self._args.deadline] if self._args.deadline is not None else []
+        if outage is not None:
+            due.append(outage.since + self._args.outage_timeout)
+        if relaunched:
+            due.append(time.time() + self._patience)
+        return max(0.0, min(due) - time.time()) if due else None
+
+    @property
+    def _patience(self) -> float:
+        return self._args.interval or JobHook.default_poll_interval
+
+    def _outage_event(self, subscription: Subscription) -> JobEvent | None:
+        outage, patience = subscription.outage, self._args.outage_timeout
+        if outage is None or time.time() - outage.since < patience:
+            return None
+        return self._event("outage", subscription.status, message=f"no word for {patience:.0f} s: {outage.error}")
+
+    async def _found_successor(self) -> bool:
+        """Look for the job that the cluster started in place of ours; ``True`` when there is one to follow."""
+        try:
+            async with self._hook() as hook:
+                found = await hook.find(self._args.submission)
+        except DurableJobError as error:
+            self.log.info("%s was relaunched; its successor cannot be told yet: %s", self._job, error)
+            return False
+        if not isinstance(found, Found) or found.status.job == self._job:
+            return False
+        self.log.warning("%s was relaunched by the cluster as %s, which is followed now", self._job, found.status.job)
+        self._job = found.status.job
+        return True
+
+    async def _deadline_passed(self, subscription: Subscription) -> JobEvent:
+        if not self._args.kill_on_timeout:
+            return self._event("timeout", subscription.status, message="left running, as on_timeout='keep' asks")
+        if not await self._is_in_charge():
+            return self._event("timeout", subscription.status, message="not killed yet: this try may not be in charge")
+        self.log.warning("The execution timeout passed: killing %s", self._job)
+        try:
+            await asyncio.wait_for(self._kill(self._job), _KILL_CONFIRMED_WITHIN)
+        except (DurableJobError, asyncio.TimeoutError) as error:
+            return self._event("timeout", subscription.status, message=f"the kill was not accepted: {error}")
+        ended = await self._seen_dead(subscription)
+        if ended is not None and ended.state is JobState.SUCCEEDED:
+            return self._event("succeeded", ended)
+        return dataclasses.replace(
+            self._event(
+                "timeout", ended or subscription.status, message="killed" if ended else "killed, not yet seen dead"
+            ),
+            confirmed=ended is not None,
+        )
+
+    async def _seen_dead(self, subscription: Subscription) -> JobStatus | None:
+        until = time.monotonic() + _KILL_CONFIRMED_WITHIN
+        while (left := until - time.monotonic()) > 0:
+            status = subscription.status
+            if status is not None and (status.state.final or status.state is JobState.ABSENT):
+                return status
+            await subscription.changed(left)
+        return None
+
+    def _event(self, kind: str, status: JobStatus | None, *, message: str | None = None) -> JobEvent:
+        if message is None:
+            message = status.message if status else ""
+        return JobEvent(
+            kind=kind,
+            job=self._job,
+            token=self._args.submission.token,
+            state=status.raw if status else "",
+            message=message,
+        )
+
+    # Acting
+
+    def _hook(self) -> JobHook:
+        return load_hook_class(self._args.hook)(self._args.conn_id)
+
+    async def _kill(self, job: JobRef) -> None:
+        async with self._hook() as hook:
+            names = await hook.cluster()
+            if self._args.cluster and not set(names) & set(self._args.cluster):
+                raise BadConfiguration(
+                    f"connection {self._args.conn_id!r} names another cluster now: {', '.join(names)}"
+                )
+            await hook.kill(job)
+
+    async def _kill_duplicates(self) -> None:
+        """Look once whether a request that was still on its way made a second job for our token."""
+        await asyncio.sleep(self._patience)
+        try:
+            async with self._hook() as hook:
+                found = await hook.find(self._args.submission)
+                if not isinstance(found, Found):
+                    return
+                for job in found.younger:
+                    self.log.error("Killing %s: it carries the token of %s, and only one was meant", job, self._job)
+                    await hook.kill(job)
+        except DurableJobError as error:
+            self.log.warning("Whether %s has a double could not be told: %s", self._job, error)
+
+    # Airflow
+
+    async def _is_in_charge(self) -> bool:
+        """Whether no later try has taken over. ``False`` when that cannot be read."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        try:
+            value = await XCom.aget_one(key=TRY_XCOM_KEY, **self._task_key())
+        except Exception as error:
+            self.log.warning("Which try is in charge could not be read: %s", error)
+            return False
+        return isinstance(value, Mapping) and value.get("ti_id") == self._args.ti_id
+
+    async def _task_state(self) -> str | None:
+        """Return the state of the task instance, ``None`` when it is gone."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        args = self._args
+        answer = await asyncio.to_thread(
+            RuntimeTaskInstance.get_task_states,
+            dag_id=args.dag_id,
+            task_ids=[args.task_id],
+            run_ids=[args.run_id],
+            map_index=args.map_index,
+        )
+        name = args.task_id if args.map_index < 0 else f"{args.task_id}_{args.map_index}"
+        state = answer.get(args.run_id, {}).get(name)
+        return None if state is None else str(getattr(state, "value", state))
+
+    async def push_links(self, links: Mapping[Link, str]) -> None:
+        """Let Airflow's UI show where the job has come to, for as long as this try is in charge."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        with contextlib.suppress(Exception):  # a link is a convenience
+            if await self._is_in_charge():
+                for link, url in links.items():
+                    await XCom.aset(key=link.xcom_key, value=url, **self._task_key())
+
+    def _task_key(self) -> dict[str, Any]:
+        args = self._args
+        return {"dag_id": args.dag_id, "run_id": args.run_id, "task_id": args.task_id, "map_index": args.map_index}
+
+
+class _Narrator:
+    """Says each change once in the task's own log."""
+
+    def __init__(self, trigger: JobTrigger) -> None:
+        self._trigger = trigger
+        self._last: JobStatus | None = None
+        self._outage: Outage | None = None
+
+    async def status(self, status: JobStatus) -> None:
+        last, self._last = self._last, status
+        if last is None or (last.job, last.raw) != (status.job, status.raw):
+            links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
+            self._trigger.log.info("%s is %s%s", status.job, status.raw or status.state.value, links)
+        if status.links and (last is None or last.links != status.links):
+            await self._trigger.push_links(status.links)
+
+    def outage(self, outage: Outage | None) -> None:
+        before, self._outage = self._outage, outage
+        if outage is not None and before is None:
+            self._trigger.log.warning(
+                "No word from the cluster: %s. The job is followed on as soon as it answers; given up after %.0f s",
+                outage.error,
+                self._trigger._args.outage_timeout,
+            )
+        elif outage is None and before is not None:
+            self._trigger.log.info("The cluster answers again after %.0f s", time.time() - before.since)
