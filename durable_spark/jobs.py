@@ -46,6 +46,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 __all__ = [
+    "ENDED_BY_A_PERSON",
+    "RECORD_KEY",
+    "TRY_XCOM_KEY",
     "Absent",
     "AuthenticationFailed",
     "BadArguments",
@@ -79,6 +82,13 @@ __all__ = [
     "new_token",
     "owner_of",
 ]
+
+RECORD_KEY = "durable_spark"
+"""Key of the record in Airflow's task state store."""
+TRY_XCOM_KEY = "durable_spark_try"
+"""XCom in which each try says that it is the one in charge: ``{"token": …, "ti_id": …}``."""
+ENDED_BY_A_PERSON = frozenset({"failed", "success", "skipped", "removed", None})
+"""States of a task instance whose job nobody waits for any more; ``None``: the task instance is gone."""
 
 _TOKEN = re.compile(r"[0-9a-f]{32}\Z")
 
@@ -244,7 +254,7 @@ class JobStatus:
     state: JobState
     raw: str = ""
     message: str = ""
-    links: Mapping[Link, str] = _NO_LINKS
+    links: Mapping[Link, str] = dataclasses.field(default_factory=lambda: _NO_LINKS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

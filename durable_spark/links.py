@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from airflow.sdk import BaseOperatorLink
-from airflow.sdk.execution_time.xcom import XCom
 
 from durable_spark.jobs import Link
 
 if TYPE_CHECKING:
-    from airflow.models.taskinstancekey import TaskInstanceKey
     from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
 
 __all__ = ["JobLink", "JobLogLink", "SparkUILink"]
 
@@ -32,6 +31,8 @@ class _StoredLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the link that was stored last, or ``""``."""
+        from airflow.sdk.execution_time.xcom import XCom
+
         return XCom.get_value(ti_key=ti_key, key=self.xcom_key) or ""
 
 

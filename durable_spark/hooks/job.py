@@ -21,6 +21,9 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.sdk import BaseHook
+from airflow.providers.common.compat.module_loading import import_string
+
+from durable_spark.jobs import BadConfiguration
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
     from durable_spark.jobs import Absent, Found, JobRef, JobStatus, OwnedJob, Submission
 
-__all__ = ["Followed", "JobHook"]
+__all__ = ["Followed", "JobHook", "load_hook_class"]
 
 
 class Followed(Protocol):
@@ -177,3 +180,18 @@ class JobHook(BaseHook, abc.ABC):
             return True, asyncio.run(run())
         except Exception as error:  # the button shows whatever is wrong
             return False, f"{type(error).__name__}: {error}"
+
+
+def load_hook_class(path: str) -> type[JobHook]:
+    """
+    Return the hook class of that path.
+
+    :raises BadConfiguration: when it cannot be imported or is not a :class:`JobHook`.
+    """
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise BadConfiguration(f"hook: {path!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, JobHook)):
+        raise BadConfiguration(f"hook: {path!r} is not a subclass of durable_spark.hooks.job.JobHook")
+    return found

@@ -22,11 +22,12 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from airflow.sdk._shared.module_loading import import_string
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from durable_spark.hooks.job import JobHook
+from durable_spark.hooks.job import JobHook, load_hook_class
 from durable_spark.jobs import (
+    ENDED_BY_A_PERSON,
+    TRY_XCOM_KEY,
     BadConfiguration,
     DurableJobError,
     Found,
@@ -38,32 +39,12 @@ from durable_spark.jobs import (
 )
 from durable_spark.triggers.feed import FeedKey, Outage, Subscription, join
 
-__all__ = ["TRY_XCOM_KEY", "JobEvent", "JobTrigger", "JobTriggerArguments", "load_hook_class"]
+__all__ = ["JobEvent", "JobTrigger", "JobTriggerArguments", "state_of"]
 
-TRY_XCOM_KEY = "durable_spark_try"
-"""XCom in which each try says that it is the one in charge: ``{"token": …, "ti_id": …}``."""
-
-_ENDED_BY_A_PERSON = frozenset({"failed", "success", "skipped", "removed", None})
-"""States of a task instance whose job nobody waits for any more; ``None``: the task instance is gone."""
 _KILL_CONFIRMED_WITHIN = 30.0
 _MESSAGE_LIMIT = 1000
 _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
-
-
-def load_hook_class(path: str) -> type[JobHook]:
-    """
-    Return the hook class of that path.
-
-    :raises BadConfiguration: when it cannot be imported or is not a :class:`JobHook`.
-    """
-    try:
-        found = import_string(path)
-    except ImportError as error:
-        raise BadConfiguration(f"hook: {path!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, JobHook)):
-        raise BadConfiguration(f"hook: {path!r} is not a subclass of durable_spark.hooks.job.JobHook")
-    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,6 +158,22 @@ class JobEvent:
         return cls(job=job, confirmed=value.get("confirmed") is True, **texts)
 
 
+def state_of(*, dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
+    """
+    Return the state of a task instance as Airflow has it now, ``None`` when it is gone.
+
+    Blocks; works in a worker and, from a thread, in the triggerer. Knows no try: after a clear it
+    shows the new one.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=map_index
+    )
+    state = states.get(run_id, {}).get(task_id if map_index < 0 else f"{task_id}_{map_index}")
+    return None if state is None else str(getattr(state, "value", state))
+
+
 class JobTrigger(BaseTrigger):
     """
     Waits for the end of one job.
@@ -185,7 +182,7 @@ class JobTrigger(BaseTrigger):
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.arguments = arguments
         self._args = JobTriggerArguments.from_json(arguments)
         self._job = self._args.job
@@ -217,7 +214,7 @@ class JobTrigger(BaseTrigger):
         except Exception as error:
             self.log.warning("Not killing %s: the state of the task could not be read: %s", self._job, error)
             return
-        if state not in _ENDED_BY_A_PERSON:
+        if state not in ENDED_BY_A_PERSON:
             self.log.info("Not killing %s: its task is %s and goes on elsewhere", self._job, state)
             return
         self.log.warning("Killing %s: its task is %s", self._job, state or "gone")
@@ -373,19 +370,10 @@ class JobTrigger(BaseTrigger):
 
     async def _task_state(self) -> str | None:
         """Return the state of the task instance, ``None`` when it is gone."""
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
         args = self._args
-        answer = await asyncio.to_thread(
-            RuntimeTaskInstance.get_task_states,
-            dag_id=args.dag_id,
-            task_ids=[args.task_id],
-            run_ids=[args.run_id],
-            map_index=args.map_index,
+        return await asyncio.to_thread(
+            state_of, dag_id=args.dag_id, run_id=args.run_id, task_id=args.task_id, map_index=args.map_index
         )
-        name = args.task_id if args.map_index < 0 else f"{args.task_id}_{args.map_index}"
-        state = answer.get(args.run_id, {}).get(name)
-        return None if state is None else str(getattr(state, "value", state))
 
     async def push_links(self, links: Mapping[Link, str]) -> None:
         """Let Airflow's UI show where the job has come to, for as long as this try is in charge."""
