@@ -1,0 +1,322 @@
+"""
+HTTP for hooks: one aiohttp session per hook, every request bounded in time and size, errors in our own words.
+
+What flows in: a URL that the hook has built from validated parts. What flows out: an :class:`Answer`,
+or one of the exceptions of :mod:`durable_spark.jobs`. Three private exceptions say more than
+:class:`~durable_spark.jobs.ClusterUnreachable`, because a submission must know whether its request can
+have reached the server.
+
+The trap: aiohttp is imported inside functions. Operator modules reach this one at parse time, and
+aiohttp costs them more than everything else here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+import ssl
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from durable_spark.jobs import AuthenticationFailed, BadConfiguration, ClusterUnreachable, InvalidAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import aiohttp
+
+__all__ = ["Answer", "AnswerTimeout", "ConnectFailed", "ConnectionLost", "HttpClient", "ssl_context"]
+
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 15.0
+TOTAL_TIMEOUT = 30.0
+
+_IN_ONE_GO = 512 * 1024
+"""Characters of JSON that are parsed where they are: about 8 ms."""
+
+
+class ConnectFailed(ClusterUnreachable):
+    """No connection came about, so the request was certainly not sent."""
+
+
+class ConnectionLost(ClusterUnreachable):
+    """The server closed the connection instead of answering. The request may have been served."""
+
+
+class AnswerTimeout(ClusterUnreachable):
+    """The answer did not come in time. The request may still be served."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """
+    What a server answered.
+
+    :param url: what was asked, for messages.
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text; what is not UTF-8 is replaced."""
+        return self.body.decode("utf-8", errors="replace")
+
+    @property
+    def excerpt(self) -> str:
+        """The beginning of the body on one line, without tags, for messages."""
+        return re.sub(r"<[^>]*>|\s+", " ", self.text[:2000])[:200].strip()
+
+    @property
+    def date(self) -> float | None:
+        """The server's clock, in seconds since the epoch, truncated to seconds; from the header ``Date``."""
+        try:
+            return parsedate_to_datetime(self.headers.get("Date", "")).timestamp()
+        except ValueError:
+            return None
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds that the server asks to be left alone for; from ``Retry-After``, in seconds or as a date."""
+        value = self.headers.get("Retry-After", "").strip()
+        if value.isdigit():
+            return float(value)
+        try:
+            until = parsedate_to_datetime(value).timestamp()
+        except ValueError:
+            return None
+        return max(0.0, until - self.date) if self.date is not None else None
+
+    def expect_ok(self) -> Answer:
+        """
+        Return the answer if it is a 200.
+
+        :raises AuthenticationFailed: for a 401 or 403.
+        :raises ClusterUnreachable: for a 5xx or a 429.
+        :raises InvalidAnswer: for anything else. Redirects are not followed: they may lead a token elsewhere.
+        """
+        if self.status == 200:
+            return self
+        if self.status in (401, 403):
+            raise AuthenticationFailed(f"{self.url} answered {self.status}: the credentials were not accepted")
+        if self.status >= 500 or self.status == 429:
+            raise ClusterUnreachable(f"{self.url} answered {self.status}: {self.excerpt}", retry_after=self.retry_after)
+        where = f" to {self.headers.get('Location', '')[:200]!r}" if 300 <= self.status < 400 else ""
+        raise InvalidAnswer(f"{self.url} answered {self.status}{where}: {self.excerpt}")
+
+    async def json(self) -> dict[str, Any]:
+        """
+        Return the body as a JSON object, without keeping the event loop waiting.
+
+        :raises InvalidAnswer: when it is not one.
+        """
+        try:
+            if len(self.body) <= _IN_ONE_GO:
+                value = json.loads(self.body)
+            else:
+                value = await asyncio.to_thread(_loads_stepwise, self.body.decode())
+        except (ValueError, RecursionError) as error:
+            raise InvalidAnswer(f"{self.url} did not answer with JSON: {self.excerpt!r}") from error
+        if not isinstance(value, dict):
+            raise InvalidAnswer(f"{self.url} did not answer with a JSON object: {self.excerpt!r}")
+        return value
+
+
+class HttpClient:
+    """
+    An aiohttp session, made on first use, in the event loop that uses it.
+
+    :param tls: for ``https`` URLs; ``None`` means the system's authorities.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def aclose(self) -> None:
+        """Close the session."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        limit: int,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = TOTAL_TIMEOUT,
+    ) -> Answer:
+        """
+        Send one request and read the whole answer.
+
+        :param limit: bytes that the answer may have.
+        :param body: is sent as JSON.
+        :param timeout: seconds for all of it.
+        :raises ConnectFailed: nothing was sent.
+        :raises ConnectionLost: the server hung up.
+        :raises AnswerTimeout: no answer in time.
+        :raises InvalidAnswer: longer than the limit, or not HTTP.
+        :raises BadConfiguration: TLS was not agreed on.
+        """
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(
+            total=timeout, connect=min(timeout, CONNECT_TIMEOUT), sock_read=min(timeout, READ_TIMEOUT)
+        )
+        try:
+            async with self._open().request(
+                method,
+                url,
+                json=body,
+                headers=headers,
+                timeout=limits,
+                allow_redirects=False,
+            ) as response:
+                return Answer(
+                    url=url,
+                    status=response.status,
+                    headers=response.headers,
+                    body=await _read(response, url=url, limit=limit),
+                )
+        except aiohttp.ClientSSLError as error:
+            raise _tls_failure(url, error) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise ConnectFailed(f"no connection to {url}: {error or type(error).__name__}") from error
+        except asyncio.TimeoutError as error:
+            raise AnswerTimeout(f"{url} did not answer within {timeout:g} s") from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+            raise ConnectionLost(f"{url} closed the connection without an answer") from error
+        except aiohttp.ClientPayloadError as error:
+            raise ConnectionLost(f"{url} closed the connection in the middle of its answer") from error
+        except aiohttp.ClientError as error:
+            raise InvalidAnswer(f"{url} did not answer in HTTP: {type(error).__name__}") from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None or self._session.closed:
+            # Jetty closes idle connections after 30 s; aiohttp lets go of them after 15 s, and meets no dead one.
+            connector = aiohttp.TCPConnector(limit=32, ssl=self._tls if self._tls is not None else True)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
+async def ssl_context(ca: str) -> ssl.SSLContext:
+    """
+    Return a TLS context that trusts a certificate authority.
+
+    :param ca: path of a PEM file, or the PEM text itself.
+    :raises BadConfiguration: when it cannot be read.
+    """
+    try:
+        if "-----BEGIN" in ca:
+            return ssl.create_default_context(cadata=ca)
+        pem = await asyncio.to_thread(Path(ca).read_text)
+        return ssl.create_default_context(cadata=pem)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise BadConfiguration(
+            f"the extra 'ca' of the connection cannot be used as a certificate authority ({reason}): "
+            "give the path of a PEM file that the Airflow processes can read, or the PEM text itself"
+        ) from error
+
+
+def _tls_failure(url: str, error: Exception) -> BadConfiguration:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return BadConfiguration(
+            f"the certificate of {url} is not trusted ({_verify_message(error)}): give the certificate authority "
+            "in the extra 'ca' of the connection (a path or PEM text)"
+        )
+    return BadConfiguration(
+        f"no TLS with {url} ({getattr(error, 'os_error', None) or error}): if the server speaks plain HTTP, "
+        "set 'http' as the scheme in the connection's extras"
+    )
+
+
+def _verify_message(error: Exception) -> str:
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", error)
+    return getattr(cause, "verify_message", "") or str(cause)[:200]
+
+
+async def _read(response: aiohttp.ClientResponse, *, url: str, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_chunked(1 << 16):
+        size += len(chunk)
+        if size > limit:
+            response.close()
+            raise InvalidAnswer(f"the answer of {url} is longer than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def _loads_stepwise(text: str) -> Any:
+    """
+    Parse a large JSON object in a thread, element by element of its arrays.
+
+    ``json.loads`` holds the interpreter's lock from the first to the last character, thread or not:
+    10,000 drivers kept the event loop waiting for 130 ms. Here the lock is free between any two elements.
+    """
+    position = _skip(text, 0)
+    if text[position : position + 1] != "{":
+        return _DECODER.decode(text)
+    members: dict[str, Any] = {}
+    position = _skip(text, position + 1)
+    if text[position : position + 1] == "}":
+        _at_end(text, position + 1)
+        return members
+    while True:
+        key, position = _DECODER.raw_decode(text, position)
+        position = _skip(text, _expect(text, _skip(text, position), ":"))
+        if text[position : position + 1] == "[":
+            members[key], position = _array(text, position)
+        else:
+            members[key], position = _DECODER.raw_decode(text, position)
+        position = _skip(text, position)
+        if text[position : position + 1] == "}":
+            _at_end(text, position + 1)
+            return members
+        position = _skip(text, _expect(text, position, ","))
+
+
+def _array(text: str, position: int) -> tuple[list[Any], int]:
+    elements: list[Any] = []
+    position = _skip(text, position + 1)
+    if text[position : position + 1] == "]":
+        return elements, position + 1
+    while True:
+        element, position = _DECODER.raw_decode(text, position)
+        elements.append(element)
+        position = _skip(text, position)
+        if text[position : position + 1] == "]":
+            return elements, position + 1
+        position = _skip(text, _expect(text, position, ","))
+
+
+def _skip(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _expect(text: str, position: int, char: str) -> int:
+    if text[position : position + 1] != char:
+        raise json.JSONDecodeError(f"expecting {char!r}", text, position)
+    return position + 1
+
+
+def _at_end(text: str, position: int) -> None:
+    if _skip(text, position) != len(text):
+        raise json.JSONDecodeError("extra data", text, position)

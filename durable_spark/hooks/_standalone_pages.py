@@ -1,0 +1,239 @@
+"""
+What a master's and a worker's pages say, parsed and checked.
+
+What flows in: the JSON of a master's ``/json/``, the HTML of a worker's page, the text of its log
+page. What flows out: :class:`View`, :class:`Driver`, labels, lines. No I/O.
+
+The trap: all of it is untrusted. A driver ID or an address goes into the next URL only after it has
+matched here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from calendar import timegm
+from collections.abc import Mapping, Sequence
+from time import strptime
+from typing import Any
+from urllib.parse import urlsplit
+
+from durable_spark.hooks._standalone_request import DEPLOYMENT, OWNER, TOKEN
+from durable_spark.jobs import InvalidAnswer, JobRef, JobState, JobStatus, Link
+
+__all__ = [
+    "Driver",
+    "View",
+    "is_driver_id",
+    "labels_of",
+    "listed_drivers",
+    "local_time_of",
+    "log_text",
+    "parse_page",
+    "state_of",
+    "tail",
+]
+
+_DRIVER_ID = re.compile(r"driver-[0-9]{14}-[0-9]{4,12}", re.ASCII)
+_LABEL = re.compile(rf'"-D({"|".join(map(re.escape, (TOKEN, OWNER, DEPLOYMENT)))})=([^"\n]*)"')
+_END_OF_COMMAND = re.compile(r"^={40}$", re.MULTILINE)
+_LOG_HEADER = re.compile(r"==== Bytes [0-9]+-[0-9]+ of ([0-9]+) of [^\n]*\n")
+
+_STATES = {
+    "SUBMITTED": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "FINISHED": JobState.SUCCEEDED,
+    "FAILED": JobState.FAILED,
+    "ERROR": JobState.FAILED,
+    "KILLED": JobState.KILLED,
+    "RELAUNCHING": JobState.RELAUNCHED,
+}
+"""``org.apache.spark.deploy.master.DriverState``. Its UNKNOWN, and what may come later, is UNKNOWN here."""
+
+_MESSAGES = {
+    "FAILED": "the driver's process ended with a non-zero exit code",
+    "ERROR": "it could not be launched, or its worker was lost (one that was only cut off may still run it)",
+}
+
+
+def state_of(raw: str) -> JobState:
+    """Return a driver's state in our words."""
+    return _STATES.get(raw, JobState.UNKNOWN)
+
+
+def is_driver_id(text: str) -> bool:
+    """Whether it is an ID as a standalone master makes them, safe to stand in a URL."""
+    return _DRIVER_ID.fullmatch(text) is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Driver:
+    """
+    A driver, as a master lists it.
+
+    :param raw: its state in Spark's words.
+    :param start: when the master created it, in seconds since the epoch, by the master's clock.
+    :param worker: ID of the worker that it was given to, or ``""``.
+    :param live: whether it is among the active ones.
+    """
+
+    id: str
+    raw: str
+    start: float
+    worker: str
+    live: bool
+
+    @property
+    def number(self) -> int:
+        """The number at the end of the ID; a master counts up from 0 while it lives."""
+        return int(self.id.rpartition("-")[2])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """
+    A master's page, read once.
+
+    :param address: the origin of the page.
+    :param leading: whether the master is ALIVE, that is the leader.
+    :param raw: its state in Spark's words.
+    :param time: its clock, in seconds since the epoch.
+    :param drivers: by ID.
+    :param last_completed: ID of the driver that completed last, or ``""``.
+    :param workers: address of each worker's page, by the worker's ID; ``""`` when it is not a valid one.
+    :param alive: IDs of the workers that are ALIVE.
+    """
+
+    address: str
+    leading: bool
+    raw: str
+    time: float
+    drivers: Mapping[str, Driver]
+    last_completed: str
+    workers: Mapping[str, str]
+    alive: frozenset[str]
+
+    @property
+    def fleet(self) -> str:
+        """Digest of the IDs of all workers. A worker that is restarted gets a new ID."""
+        return hashlib.sha256("\n".join(sorted(self.workers)).encode()).hexdigest()[:32]
+
+    @property
+    def newest(self) -> int:
+        """The highest number of a driver, -1 when there is none."""
+        return max((driver.number for driver in self.drivers.values()), default=-1)
+
+    def status(self, driver: Driver, *, job: JobRef | None = None) -> JobStatus:
+        """Return a driver's status, with links to its row on this page and to its log."""
+        section = "aggregated-activeDrivers" if driver.live else "aggregated-completedDrivers"
+        links = {Link.JOB: f"{self.address}/#{section}"}
+        if worker := self.workers.get(driver.worker):
+            links[Link.LOG] = f"{worker}/logPage/?driverId={driver.id}&logType=stderr"
+        return JobStatus(
+            job=job or JobRef(driver.id),
+            state=state_of(driver.raw),
+            raw=driver.raw,
+            message=_MESSAGES.get(driver.raw, ""),
+            links=links,
+        )
+
+
+def parse_page(page: Mapping[str, Any], *, address: str, time: float) -> View:
+    """
+    Return what a master's ``/json/`` says (``org.apache.spark.deploy.JsonProtocol.writeMasterState``).
+
+    :raises InvalidAnswer: when it is not such a page.
+    """
+    try:
+        active = [_driver(entry, live=True) for entry in page["activedrivers"]]
+        completed = [_driver(entry, live=False) for entry in page["completeddrivers"]]
+        workers = {str(entry["id"]): _origin(entry["webuiaddress"]) for entry in page["workers"]}
+        alive = frozenset(str(entry["id"]) for entry in page["workers"] if entry["state"] == "ALIVE")
+        raw = str(page["status"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidAnswer(
+            f"{address}/json/ is not the page of a standalone master ({type(error).__name__}: {str(error)[:80]})"
+        ) from error
+    return View(
+        address=address,
+        leading=raw == "ALIVE",
+        raw=raw[:40],
+        time=time,
+        drivers={driver.id: driver for driver in [*completed, *active]},
+        last_completed=completed[-1].id if completed else "",
+        workers=workers,
+        alive=alive,
+    )
+
+
+def labels_of(log: str) -> Mapping[str, str] | None:
+    """
+    Return our properties from the launch command at the head of a driver's log, ``None`` while it is not complete.
+
+    The worker writes ``Launch Command: "java" … "-Dkey=value" …`` and a line of 40 ``=`` before it
+    starts the process (``org.apache.spark.deploy.worker.DriverRunner``).
+    """
+    end = _END_OF_COMMAND.search(log)
+    return None if end is None else dict(_LABEL.findall(log, 0, end.start()))
+
+
+def log_text(page: str) -> tuple[str, int] | None:
+    """Return the text on a log page and the length of the whole log, ``None`` when the log's directory is not there."""
+    header = _LOG_HEADER.match(page)
+    if header is None:
+        raise InvalidAnswer(f"not a worker's log page: {page[:100]!r}")
+    text = page[header.end() :]
+    if text.startswith("Error: invalid log directory"):
+        return None
+    return text, int(header[1])
+
+
+def listed_drivers(page: str) -> frozenset[str]:
+    """Return the IDs of the drivers on a worker's page, those that run and those that have ended."""
+    return frozenset(_DRIVER_ID.findall(page))
+
+
+def local_time_of(driver_id: str) -> float:
+    """Return the time in a driver's ID as if it were UTC; it is the master's local time."""
+    try:
+        return float(timegm(strptime(driver_id.split("-")[1], "%Y%m%d%H%M%S")))
+    except ValueError:
+        return 0.0
+
+
+def _driver(entry: Mapping[str, Any], *, live: bool) -> Driver:
+    driver_id = entry["id"]
+    if not isinstance(driver_id, str) or not is_driver_id(driver_id):
+        raise ValueError(f"driver ID {str(driver_id)[:60]!r}; spark.deploy.driverIdPattern must be the default one")
+    worker = entry["worker"]
+    return Driver(
+        id=driver_id,
+        raw=str(entry["state"])[:40],
+        start=int(entry["starttime"]) / 1000,
+        worker=worker if isinstance(worker, str) and worker != "None" else "",
+        live=live,
+    )
+
+
+def _origin(address: object) -> str:
+    """Return ``scheme://host:port`` if that is all there is, else ``""``: it becomes the start of URLs."""
+    if not isinstance(address, str) or len(address) > 300:
+        return ""
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        return ""
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or parts.username is not None or not re.fullmatch(r"[\w.:-]+", host):
+        return ""
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+
+
+def tail(text: str, lines: int) -> Sequence[str]:
+    """Return the last lines of a text, without trailing blank ones."""
+    return text.rstrip().splitlines()[-lines:] if lines > 0 else []

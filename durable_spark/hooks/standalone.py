@@ -1,0 +1,828 @@
+"""
+A Spark standalone cluster: submit, find, follow and kill drivers by HTTP alone.
+
+What flows in: an Airflow connection (``spark://host:port[,host:port…]``) and the arguments of
+:class:`~durable_spark.hooks.job.JobHook`'s methods. What flows out: its answers.
+
+Three services are asked, each for what only it knows:
+
+the master's REST server (port 6066)
+    takes a driver, kills it, tells the state of one.
+the master's page ``/json/`` (port 8080)
+    tells the state of all drivers at once, who leads, the master's clock, the workers.
+a worker's log page (port 8081)
+    shows the head of a driver's ``stderr``, where the launch command is printed. Our properties stand
+    in it; nowhere else does a cluster show whose a driver is.
+
+The trap: a master does not remember for ever. It drops all but the last completed drivers, and all of
+them when it restarts or hands over. A driver that it does not list may have run all the same, so
+:meth:`StandaloneHook.find` answers :class:`~durable_spark.jobs.Absent` only when it can show that
+nothing was forgotten since the intent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from durable_spark.hooks._connection import Extras, master_url, read_connection
+from durable_spark.hooks._http import Answer, AnswerTimeout, ConnectFailed, ConnectionLost, HttpClient, ssl_context
+from durable_spark.hooks._standalone_pages import (
+    Driver,
+    View,
+    is_driver_id,
+    labels_of,
+    listed_drivers,
+    local_time_of,
+    log_text,
+    parse_page,
+    state_of,
+    tail,
+)
+from durable_spark.hooks._standalone_request import DEPLOYMENT, OWNER, TOKEN, build_request, parse_properties
+from durable_spark.hooks.job import JobHook
+from durable_spark.jobs import (
+    Absent,
+    AuthenticationFailed,
+    BadArguments,
+    BadConfiguration,
+    ClusterError,
+    ClusterUnreachable,
+    DurableJobError,
+    Found,
+    InvalidAnswer,
+    JobRef,
+    JobState,
+    JobStatus,
+    OwnedJob,
+    RequestRefused,
+    SparkJob,
+    Submission,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+
+__all__ = ["StandaloneHook"]
+
+RPC_PORT = 7077
+REST_PORT = 6066
+UI_PORT = 8080
+
+PAGE_LIMIT = 64 << 20
+"""
+Bytes that a page may have.
+
+Indented as Spark sends it, a driver takes 320 to 400 bytes of ``/json/``, an application 370 to 450, a
+worker 400 to 500 (4.3.0). 10,000 followed drivers, with an application each, on 1,000 workers: 9 MB.
+"""
+REST_LIMIT = 1 << 20
+"""Bytes that an answer of the REST server may have; one with a stack trace has a few thousand."""
+LOG_CHUNK = 64 << 10
+COMMAND_LIMIT = 1 << 20
+"""Bytes of a log that are read in search of the end of the launch command; usually it takes 3,000."""
+CONCURRENCY = 16
+"""Requests under way at once when drivers are asked about one by one."""
+CLOCK_SLACK = 300.0
+"""Seconds by which the clocks of two masters may differ."""
+TIME_ZONES = 15 * 3600.0
+"""Seconds by which the local time in a driver's ID may differ from UTC."""
+WORKER_REMEMBERS = 900
+"""A worker's page that lists more drivers may have dropped some (``spark.worker.ui.retainedDrivers``, 1000)."""
+
+_NOBODY = "driver-00000000000000-0000"
+"""A valid ID that no driver has."""
+_NOT_LEADING = re.compile(r"(?i)current state is not alive|in ALIVE state")
+"""How a standby or recovering master answers (``Utils.BACKUP_STANDALONE_MASTER_PREFIX``; tried on 4.3.0)."""
+
+_T = TypeVar("_T")
+
+
+class _Master(NamedTuple):
+    address: str
+    rest: str
+    ui: str
+
+
+class _Settings(NamedTuple):
+    """What the connection says, checked."""
+
+    masters: Sequence[_Master]
+    poll_interval: float
+    headers: Mapping[str, str]
+    ca: str | None
+
+    @property
+    def master_url(self) -> str:
+        return "spark://" + ",".join(master.address.removeprefix("spark://") for master in self.masters)
+
+
+class _NobodyLeads(ClusterUnreachable):
+    """All masters answered, and none is the leader."""
+
+
+class _Untold(Exception):
+    """Whose a driver is cannot be told. The message says why."""
+
+    def __init__(self, message: str, *, permanent: bool = False, queued: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.queued = queued
+
+
+class StandaloneHook(JobHook):
+    """
+    A Spark standalone cluster with one master or several.
+
+    :param conn_id: an Airflow connection of the type ``durable_spark`` or ``spark``. Host: the master
+        URL (``spark://host:7077``, ``spark://h1:7077,h2:7077``). Password: a bearer token, for masters
+        that ask for one. Extras: ``rest-scheme``, ``rest-port`` (6066), ``ui-scheme``, ``ui-port``
+        (8080), ``ca``, ``poll-interval``.
+    """
+
+    queue_patience: float = 10.0
+    """Seconds for which :meth:`find` waits for a driver that is queued, and cannot be told until it is launched."""
+    settle_time: float = 5.0
+    """Seconds after the intent, or after a request that was not answered, in which an absence is not believed yet."""
+
+    def __init__(self, conn_id: str) -> None:
+        super().__init__(conn_id)
+        self._read: _Settings | None = None
+        self._client: HttpClient | None = None
+        self._leader: _Master | None = None
+        self._unsent: dict[str, Mapping[str, Any]] = {}
+        self._page_is_out = False
+
+    async def aclose(self) -> None:
+        """Close the HTTP session."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def cluster(self) -> Sequence[str]:
+        """Return the masters, as ``spark://host:port``, in the connection's order."""
+        return [master.address for master in (await self._settings()).masters]
+
+    async def poll_interval(self) -> float:
+        """Return the connection's extra ``poll-interval``, or the default."""
+        return (await self._settings()).poll_interval
+
+    # --- submit
+
+    async def prepare(self, job: SparkJob, submission: Submission) -> Submission:
+        """
+        Check the job, reach the leader and its REST server, and note what can prove an absence later.
+
+        The evidence: ``last_completed``, the driver that completed last; ``newest``, the highest number of a
+        driver; ``workers``, a digest of the workers.
+        """
+        settings = await self._settings()
+        defaults = await self._properties_file(job)
+        build_request(job, submission, master=settings.master_url, defaults=defaults, version="unknown")
+        view = await self._first_view()
+        version = await self._reach_rest(await self._master_of(view))
+        self._unsent[submission.token] = build_request(
+            job, submission, master=settings.master_url, defaults=defaults, version=version
+        )
+        evidence = {"last_completed": view.last_completed, "newest": str(view.newest), "workers": view.fleet}
+        return dataclasses.replace(submission, cluster_time=view.time, evidence=evidence)
+
+    async def submit(self, job: SparkJob, submission: Submission) -> JobRef:
+        """
+        Send the driver to the leader, unless it is there already.
+
+        Only what this very hook has prepared, and has not sent yet, is sent without being looked for.
+        """
+        request = self._unsent.pop(submission.token, None)
+        if request is None:
+            found = await self.find(submission)
+            if isinstance(found, Found):
+                return found.status.job
+            await self.prepare(job, submission)
+            request = self._unsent.pop(submission.token)
+        try:
+            answer = await self._create(request)
+        except (ConnectFailed, _NobodyLeads, AuthenticationFailed, BadConfiguration):
+            self._unsent[submission.token] = request  # certainly not submitted
+            raise
+        except ClusterUnreachable as error:
+            return await self._find_after(error, submission)
+        return _accepted(answer)
+
+    async def _create(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send the request to the leader; on to its successor only when it certainly did not take it."""
+        leader = self._leader or await self._leader_by_rest()
+        try:
+            answer = await self._post_create(leader, request)
+            if not _not_leading(answer):
+                return answer
+        except ConnectFailed:
+            if len((await self._settings()).masters) == 1:
+                raise
+        answer = await self._post_create(await self._leader_by_rest(), request)
+        if _not_leading(answer):
+            raise _NobodyLeads("no master takes submissions now: the leadership is changing hands")
+        return answer
+
+    async def _post_create(self, master: _Master, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        answer = await self._ask("POST", f"{master.rest}/v1/submissions/create", limit=REST_LIMIT, body=request)
+        if 400 <= answer.status < 500 and answer.status not in (401, 403, 429):
+            raise SubmissionRefused(f"the master refused the submission ({answer.status}): {await _said(answer)}")
+        return await answer.expect_ok().json()
+
+    async def _find_after(self, error: ClusterUnreachable, submission: Submission) -> JobRef:
+        """Settle what became of a request that was sent and not answered."""
+        await asyncio.sleep(self.settle_time)
+        try:
+            found = await self.find(submission)
+        except SubmissionUncertain as uncertain:
+            raise SubmissionUncertain(f"{error}; {uncertain}", permanent=uncertain.permanent) from error
+        except ClusterError as silence:
+            raise SubmissionUncertain(f"{error}; looking for the driver: {silence}") from error
+        if isinstance(found, Found):
+            return found.status.job
+        if isinstance(error, AnswerTimeout):
+            raise SubmissionUncertain(f"{error}; no driver has come of it, but one still may") from error
+        raise error
+
+    async def _properties_file(self, job: SparkJob) -> Mapping[str, str]:
+        if not job.properties_file:
+            return {}
+        try:
+            text = await asyncio.to_thread(Path(job.properties_file).read_text, encoding="utf-8")
+        except (OSError, ValueError, TypeError) as error:
+            raise BadArguments(
+                f"properties_file {job.properties_file!r} cannot be read on this Airflow worker: {error}"
+            ) from error
+        return parse_properties(text)
+
+    # --- find
+
+    async def find(self, submission: Submission) -> Found | Absent:
+        """
+        Look for the driver whose launch command carries the submission's token.
+
+        The candidates are the drivers that the leader created after the intent. If the driver that had
+        completed last at the time of the intent is still listed, the leader has forgotten nothing since (it drops
+        the oldest first, and all when it restarts), and the list is complete. Else the workers are asked which
+        drivers they ran; that list is complete if they are still the same workers.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self.queue_patience
+        known: dict[str, Mapping[str, str]] = {}
+        while True:
+            view = await self._agreed_view()
+            matches, untold = await self._look(view, submission, known)
+            if matches:
+                return _found(matches, view)
+            unsettled = self.settle_time - (view.time - (submission.cluster_time or 0.0))
+            if any(reason.queued for reason in untold) and loop.time() < give_up:
+                await asyncio.sleep(1.0)
+            elif untold:
+                raise _uncertain(untold, submission, view)
+            elif unsettled > 0:
+                await asyncio.sleep(min(unsettled, self.settle_time))
+            else:
+                return Absent()
+
+    async def find_owned(self, deployment: str, owner: str | None = None) -> Sequence[OwnedJob]:
+        """Return the live drivers with these labels; those whose launch command cannot be read are left out."""
+        view = await self._leading_view()
+        owned: list[OwnedJob] = []
+
+        async def look(driver: Driver) -> None:
+            try:
+                labels = await self._labels(driver, view)
+            except _Untold as untold:
+                self.log.warning("Whose %s is cannot be told: %s", driver.id, untold)
+                return
+            if labels.get(DEPLOYMENT) == deployment and (owner is None or labels.get(OWNER) == owner):
+                owned.append(
+                    OwnedJob(status=view.status(driver), token=labels.get(TOKEN, ""), owner=labels.get(OWNER, ""))
+                )
+
+        await _for_each(look, [driver for driver in view.drivers.values() if driver.live])
+        return sorted(owned, key=lambda job: job.status.job)
+
+    async def _look(
+        self, view: View, submission: Submission, known: dict[str, Mapping[str, str]]
+    ) -> tuple[Sequence[Driver], Sequence[_Untold]]:
+        """
+        Read the launch commands of the candidates, those nearest to the intent first.
+
+        :param known: what was read before; a launch command does not change.
+        :returns: the drivers that carry the token, and what could not be told.
+        """
+        untold: list[_Untold] = []
+        matches: list[Driver] = []
+        ran: Mapping[str, str] | None = None
+        complete = submission.evidence.get("last_completed", "") in view.drivers
+        candidates = _candidates(view, submission, complete=complete)
+        if not complete:
+            ran = await self._drivers_of_workers(view, submission, untold)
+            candidates = [*candidates, *_forgotten(ran, view, submission)]
+
+        async def look(driver: Driver) -> None:
+            try:
+                if driver.id not in known:
+                    known[driver.id] = await self._labels(driver, view)
+            except _Untold as reason:
+                untold.append(reason)
+                return
+            token = known[driver.id].get(TOKEN, "")
+            if token == submission.token:
+                matches.append(driver)
+            elif "redacted" in token:
+                untold.append(_Untold(f"{driver.id} hides it (spark.redaction.regex)", permanent=True))
+
+        for start in range(0, len(candidates), 4 * CONCURRENCY):
+            await _for_each(look, candidates[start : start + 4 * CONCURRENCY])
+            if matches:
+                break
+        return matches, untold
+
+    async def _drivers_of_workers(self, view: View, submission: Submission, untold: list[_Untold]) -> Mapping[str, str]:
+        """Return the drivers that the workers ran, each with its worker; note why the list may not be complete."""
+        if view.fleet != submission.evidence.get("workers"):
+            untold.append(
+                _Untold("the master has forgotten completed drivers, and its workers have changed", permanent=True)
+            )
+        ran: dict[str, str] = {}
+
+        async def read(worker: str) -> None:
+            if worker not in view.alive or not view.workers[worker]:
+                untold.append(_Untold(f"{worker} is not alive"))
+                return
+            try:
+                page = (await self._ask("GET", f"{view.workers[worker]}/", limit=PAGE_LIMIT)).expect_ok()
+            except DurableJobError as error:
+                untold.append(_Untold(f"the page of {worker} cannot be read: {error}"))
+                return
+            listed = listed_drivers(page.text)
+            if len(listed) > WORKER_REMEMBERS:
+                untold.append(_Untold(f"{worker} may have forgotten drivers", permanent=True))
+            ran.update(dict.fromkeys(listed, worker))
+
+        await _for_each(read, view.workers)
+        return ran
+
+    async def _labels(self, driver: Driver, view: View) -> Mapping[str, str]:
+        """
+        Return our properties from a driver's launch command; none when it never was launched.
+
+        :raises _Untold: when it cannot be read, or is not written yet.
+        """
+        if not driver.worker:
+            if driver.raw == "KILLED":
+                return {}  # in the queue
+            if driver.live:
+                raise _Untold(f"{driver.id} is queued and shows nothing until it is launched", queued=True)
+            raise _Untold(f"{driver.id} has no worker any more ({driver.raw})", permanent=True)
+        if driver.worker not in view.workers:
+            raise _Untold(f"{driver.worker}, which ran {driver.id}, is gone", permanent=True)
+        if not view.workers[driver.worker]:
+            raise _Untold(f"the address of {driver.worker} is not valid")
+        try:
+            return await self._read_command(driver, view.workers[driver.worker])
+        except DurableJobError as error:
+            raise _Untold(f"the log of {driver.id} cannot be read: {error}") from error
+
+    async def _read_command(self, driver: Driver, worker: str) -> Mapping[str, str]:
+        text, length = "", 1
+        for offset in range(0, COMMAND_LIMIT, LOG_CHUNK):
+            if offset >= length:
+                break
+            chunk = await self._log_page(worker, driver.id, offset=offset)
+            if chunk is None and not driver.live:
+                raise _Untold(f"the log of {driver.id} has been removed", permanent=True)
+            if chunk is None:
+                break
+            text, length = text + chunk[0], chunk[1]
+            if (labels := labels_of(text)) is not None:
+                return labels
+        else:
+            raise _Untold(f"the launch command of {driver.id} is too long to read", permanent=True)
+        if driver.raw in ("ERROR", "KILLED"):
+            return {}  # its application could not be fetched, or it was killed meanwhile
+        raise _Untold(f"{driver.id} is being launched ({driver.raw})", queued=driver.live)
+
+    # --- follow
+
+    async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+        """Return the status of each job from the leader's page, or from its REST server if the page cannot be read."""
+        statuses = {job: JobStatus(job=job, state=JobState.ABSENT) for job in jobs if not is_driver_id(job.id)}
+        ours = [job for job in jobs if is_driver_id(job.id)]
+        if not ours:
+            return statuses
+        try:
+            view = await self._leading_view()
+        except _NobodyLeads:
+            raise
+        except ClusterError as error:
+            return {**statuses, **await self._poll_by_rest(ours, error)}
+        if self._page_is_out:
+            self._page_is_out = False
+            self.log.info("The master's page %s/json/ can be read again", view.address)
+        for job in ours:
+            if driver := view.drivers.get(job.id):
+                statuses[job] = view.status(driver, job=job)
+        await self._ask_about_rest(view, ours, statuses)
+        return statuses
+
+    async def _ask_about_rest(self, view: View, jobs: Sequence[JobRef], statuses: dict[JobRef, JobStatus]) -> None:
+        """Ask the REST server for the reason of failures, and for the drivers that the page does not list."""
+        leader = await self._master_of(view)
+
+        async def ask(job: JobRef) -> None:
+            listed = statuses.get(job)
+            try:
+                told = await self._rest_status(leader, job)
+            except ClusterError:
+                if listed is None:
+                    raise
+                return  # the reason is a comfort, the state is known
+            if listed is None:
+                statuses[job] = told
+            elif told.message:
+                statuses[job] = dataclasses.replace(listed, message=f"{told.message}\n{listed.message}")
+
+        await _for_each(ask, [j for j in jobs if j not in statuses or statuses[j].state is JobState.FAILED])
+
+    async def _poll_by_rest(self, jobs: Sequence[JobRef], error: ClusterError) -> Mapping[JobRef, JobStatus]:
+        try:
+            leader = await self._leader_by_rest()
+        except ClusterError:
+            raise error from None
+        if not self._page_is_out:
+            self._page_is_out = True
+            self.log.warning("The master's page cannot be read (%s); asking %s for each driver", error, leader.rest)
+        statuses: dict[JobRef, JobStatus] = {}
+
+        async def ask(job: JobRef) -> None:
+            statuses[job] = await self._rest_status(leader, job)
+
+        await _for_each(ask, jobs)
+        return statuses
+
+    async def _rest_status(self, leader: _Master, job: JobRef) -> JobStatus:
+        told = await self._get_status(leader, job.id)
+        message = _first_lines(told.get("message"))
+        if told.get("success") is True:
+            raw = str(told.get("driverState"))[:40]
+            return JobStatus(job=job, state=state_of(raw), raw=raw, message=message)
+        if _not_leading(told):
+            raise _NobodyLeads(f"{leader.address} does not lead any more: {message}")
+        if told.get("success") is False and not message:
+            return JobStatus(job=job, state=JobState.ABSENT, raw="not known to the master")
+        raise InvalidAnswer(f"{leader.rest} says neither yes nor no about {job.id}: {message}")
+
+    # --- kill, log, check
+
+    async def kill(self, job: JobRef) -> None:
+        """Have the leader kill a driver. One that has ended, or is not known, is none of its business, nor an error."""
+        if not is_driver_id(job.id):
+            return
+        leader = await self._leader_by_rest()
+        answer = await self._ask("POST", f"{leader.rest}/v1/submissions/kill/{job.id}", limit=REST_LIMIT)
+        if 400 <= answer.status < 500 and answer.status not in (401, 403, 429):
+            raise RequestRefused(f"the master refused to kill {job.id} ({answer.status}): {await _said(answer)}")
+        told = await answer.expect_ok().json()
+        if _not_leading(told):
+            raise _NobodyLeads(f"{leader.address} cannot kill now: {_first_lines(told.get('message'))}")
+        if not isinstance(told.get("success"), bool):
+            raise InvalidAnswer(f"{leader.rest} did not say whether it kills {job.id}")
+
+    async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
+        """Return the last lines of the driver's ``stderr``, from the last 64 KiB of it."""
+        if not is_driver_id(job.id):
+            return ()
+        try:
+            view = await self._leading_view()
+            driver = view.drivers.get(job.id)
+            worker = view.workers.get(driver.worker) if driver else None
+            page = await self._log_page(worker, job.id) if worker else None
+        except DurableJobError as error:
+            self.log.info("The log of %s cannot be read: %s", job.id, error)
+            return ()
+        return tail(page[0], lines) if page else ()
+
+    async def check(self) -> str:
+        """Reach the leader's page and its REST server with the connection's credentials."""
+        view = await self._first_view()
+        leader = await self._master_of(view)
+        version = await self._reach_rest(leader)
+        return f"Spark {version}: {leader.address} leads, {len(view.alive)} workers are alive"
+
+    # --- the masters
+
+    async def _first_view(self) -> View:
+        """Return the leader's page; when there is none to be had, find out whether its port is wrong."""
+        try:
+            return await self._agreed_view()
+        except (_NobodyLeads, AuthenticationFailed):
+            raise
+        except ClusterUnreachable as error:
+            try:
+                leader = await self._leader_by_rest()
+            except DurableJobError:
+                raise error from None
+            raise BadConfiguration(
+                f"the REST server {leader.rest} answers, but not the master's page ({error}): set the extra 'ui-port' "
+                "(and 'ui-scheme') to the address of the master's web UI, and let Airflow reach it"
+            ) from error
+
+    async def _leading_view(self) -> View:
+        """Return the leader's page, from the last known leader if it still leads."""
+        if self._leader is not None:
+            try:
+                view = await self._view(self._leader)
+            except ClusterError:
+                pass
+            else:
+                if view.leading:
+                    return view
+        return await self._agreed_view()
+
+    async def _agreed_view(self) -> View:
+        """
+        Return the leader's page, all masters asked.
+
+        :raises ClusterUnreachable: when none leads, or more than one says so.
+        """
+        masters = (await self._settings()).masters
+        views, errors = await _all(self._view(master) for master in masters)
+        leading = [view for view in views if view.leading]
+        if len(leading) == 1:
+            self._leader = await self._master_of(leading[0])
+            return leading[0]
+        self._leader = None
+        if leading:
+            raise _NobodyLeads(f"more than one master leads: {', '.join(view.address for view in leading)}")
+        _raise_first(errors, BadConfiguration, AuthenticationFailed)
+        if views:
+            states = ", ".join(f"{view.address} is {view.raw}" for view in views)
+            raise _NobodyLeads(f"no master leads now: {'; '.join([states, *map(str, errors)])}")
+        _raise_first(errors, DurableJobError)
+        raise AssertionError("a connection has a master")
+
+    async def _leader_by_rest(self) -> _Master:
+        """Return the leader, found without the masters' pages."""
+        masters = (await self._settings()).masters
+        answers, errors = await _all(self._leads(master) for master in masters)
+        leading = [master for master, leads in answers if leads]
+        if len(leading) == 1:
+            return leading[0]
+        if leading:
+            raise _NobodyLeads(f"more than one master leads: {', '.join(master.address for master in leading)}")
+        _raise_first(errors, BadConfiguration, AuthenticationFailed)
+        if answers:
+            raise _NobodyLeads(f"no master leads now: {'; '.join(['standby or recovering', *map(str, errors)])}")
+        _raise_first(errors, DurableJobError)
+        raise AssertionError("a connection has a master")
+
+    async def _leads(self, master: _Master) -> tuple[_Master, bool]:
+        return master, not _not_leading(await self._get_status(master, _NOBODY))
+
+    async def _master_of(self, view: View) -> _Master:
+        return next(master for master in (await self._settings()).masters if master.ui == view.address)
+
+    async def _reach_rest(self, master: _Master) -> str:
+        """
+        Return Spark's version from a master's REST server.
+
+        :raises BadConfiguration: when something else is there, or nothing at all although the master's page answers.
+        """
+        try:
+            told = await self._get_status(master, _NOBODY)
+        except ConnectFailed as error:
+            raise BadConfiguration(
+                f"the master's page answers, but not its REST server ({error}): set spark.master.rest.enabled=true on "
+                "the master, or the extra 'rest-port' to the value of its spark.master.rest.port"
+            ) from error
+        except ConnectionLost as error:
+            raise BadConfiguration(f"{error}: {_wrong_rest_port(master)}") from error
+        except InvalidAnswer as error:
+            raise BadConfiguration(f"{error}. {_wrong_rest_port(master)}") from error
+        if told.get("action") != "SubmissionStatusResponse":
+            raise BadConfiguration(f"{master.rest} does not answer as a REST server: {_wrong_rest_port(master)}")
+        return str(told.get("serverSparkVersion", "unknown"))[:40]
+
+    # --- requests
+
+    async def _view(self, master: _Master) -> View:
+        answer = (await self._ask("GET", f"{master.ui}/json/", limit=PAGE_LIMIT)).expect_ok()
+        page = await answer.json()
+        if answer.date is None:
+            raise InvalidAnswer(f"{answer.url} does not tell the time (header Date)")
+        return parse_page(page, address=master.ui, time=answer.date)
+
+    async def _get_status(self, master: _Master, driver_id: str) -> Mapping[str, Any]:
+        answer = await self._ask("GET", f"{master.rest}/v1/submissions/status/{driver_id}", limit=REST_LIMIT)
+        told = await answer.expect_ok().json()
+        if told.get("submissionId") != driver_id:
+            raise InvalidAnswer(f"{answer.url} answered about {str(told.get('submissionId'))[:80]!r}")
+        return told
+
+    async def _log_page(self, worker: str, driver_id: str, *, offset: int | None = None) -> tuple[str, int] | None:
+        where = "" if offset is None else f"&offset={offset}"
+        url = f"{worker}/log/?driverId={driver_id}&logType=stderr&byteLength={LOG_CHUNK}{where}"
+        answer = await self._ask("GET", url, limit=8 * LOG_CHUNK, timeout=5.0)
+        return log_text(answer.expect_ok().text)
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        limit: int,
+        body: Any = None,
+        timeout: float = 30.0,
+    ) -> Answer:
+        """Send a request; the bearer token goes along to the configured masters only."""
+        settings = await self._settings()
+        if self._client is None:
+            tls = await ssl_context(settings.ca) if settings.ca else None
+            self._client = HttpClient(tls=tls)
+        masters = {origin for master in settings.masters for origin in (master.rest, master.ui)}
+        parts = urlsplit(url)
+        headers = settings.headers if f"{parts.scheme}://{parts.netloc}" in masters else None
+        return await self._client.request(method, url, limit=limit, body=body, headers=headers, timeout=timeout)
+
+    async def _settings(self) -> _Settings:
+        if self._read is None:
+            connection = await read_connection(self.conn_id)
+            extras = Extras(connection)
+            self._read = _Settings(
+                masters=_masters(master_url(connection), extras),
+                poll_interval=extras.seconds("poll-interval", self.default_poll_interval),
+                headers={"Authorization": f"Bearer {connection.password}"} if connection.password else {},
+                ca=extras.text("ca"),
+            )
+        return self._read
+
+
+def _masters(url: str, extras: Extras) -> Sequence[_Master]:
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() != "spark":
+        raise BadConfiguration(f"{url[:200]!r} is not the URL of a standalone master: give spark://host:7077")
+    addresses = [_address(part) for part in rest.split(",")]
+    rest_scheme = extras.choice("rest-scheme", ("http", "https"))
+    ui_scheme = extras.choice("ui-scheme", ("http", "https"))
+    rest_ports = extras.ports("rest-port", REST_PORT, count=len(addresses))
+    ui_ports = extras.ports("ui-port", UI_PORT, count=len(addresses))
+    masters = [
+        _Master(f"spark://{host}:{port}", f"{rest_scheme}://{host}:{rest_port}", f"{ui_scheme}://{host}:{ui_port}")
+        for (host, port), rest_port, ui_port in zip(addresses, rest_ports, ui_ports, strict=True)
+    ]
+    if len({master.ui for master in masters}) < len(masters):
+        raise BadConfiguration(
+            f"several masters of {url[:200]!r} have the same web address: give a port for each in 'rest-port' and "
+            "'ui-port', separated by commas"
+        )
+    return masters
+
+
+def _address(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text.strip()}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if not re.fullmatch(r"[\w.:-]+", host, re.ASCII) or parts.username is not None or parts.path or parts.query:
+        raise BadConfiguration(f"{text[:200]!r} in the connection's host is not a master's address: give host:7077")
+    return (f"[{host}]" if ":" in host else host), port or RPC_PORT
+
+
+def _candidates(view: View, submission: Submission, *, complete: bool) -> Sequence[Driver]:
+    """
+    Return the drivers that may be the submission's, those nearest to the intent first.
+
+    :param complete: the master is the one that the intent saw: its drivers are numbered in the order of their
+        creation, so only clocks set back make those with lower numbers candidates. ``Date`` is cut to seconds.
+    """
+    intent = submission.cluster_time or 0.0
+    newest = submission.evidence.get("newest", "")
+    after = int(newest) if complete and re.fullmatch(r"-1|[0-9]{1,12}", newest) else None
+
+    def may_be(driver: Driver) -> bool:
+        if driver.raw == "RELAUNCHING":
+            return False
+        if after is None:
+            return driver.start >= intent - CLOCK_SLACK
+        return driver.number > after or driver.start >= intent
+
+    return sorted(filter(may_be, view.drivers.values()), key=lambda driver: abs(driver.start - intent))
+
+
+def _forgotten(ran: Mapping[str, str], view: View, submission: Submission) -> Sequence[Driver]:
+    """Return the drivers that workers ran and the master does not list, unless they are too old by their ID."""
+    oldest = (submission.cluster_time or 0.0) - TIME_ZONES
+    return [
+        Driver(id=driver_id, raw="", start=local_time_of(driver_id), worker=worker, live=False)
+        for driver_id, worker in ran.items()
+        if driver_id not in view.drivers and local_time_of(driver_id) >= oldest
+    ]
+
+
+def _found(matches: Sequence[Driver], view: View) -> Found:
+    oldest, *others = sorted(matches, key=lambda driver: (driver.start, driver.number))
+    status = view.status(oldest)
+    if not oldest.raw:
+        status = dataclasses.replace(
+            status, state=JobState.ABSENT, message="a worker ran it; the master has forgotten it"
+        )
+    younger = [JobRef(driver.id) for driver in others if driver.raw and state_of(driver.raw).active]
+    return Found(status=status, younger=younger)
+
+
+def _uncertain(untold: Sequence[_Untold], submission: Submission, view: View) -> SubmissionUncertain:
+    reasons = "; ".join(sorted({str(reason) for reason in untold})[:5])
+    what = f"whether submission {submission.token[:8]}… has become a driver cannot be told: {reasons}"
+    if not any(reason.permanent for reason in untold):
+        return SubmissionUncertain(f"{what}. The next try looks again.")
+    since = datetime.fromtimestamp(submission.cluster_time or 0, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return SubmissionUncertain(
+        f"{what}. Look at {view.address} for a driver that was submitted after {since}; when there is none that runs, "
+        "delete the entry 'durable_spark' of this task's state store (REST …/state-store/durable_spark) and clear the "
+        "task, to submit again",
+        permanent=True,
+    )
+
+
+def _accepted(answer: Mapping[str, Any]) -> JobRef:
+    if answer.get("success") is not True:
+        raise SubmissionRefused(f"the master refused the submission: {_first_lines(answer.get('message')) or answer}")
+    driver_id = answer.get("submissionId")
+    if not isinstance(driver_id, str) or not is_driver_id(driver_id):
+        raise SubmissionUncertain(
+            f"the master took the submission and named it {str(driver_id)[:80]!r}, which is not a driver ID: "
+            "spark.deploy.driverIdPattern must be left at its default",
+            permanent=True,
+        )
+    return JobRef(driver_id)
+
+
+def _not_leading(answer: Mapping[str, Any]) -> bool:
+    return answer.get("success") is False and _NOT_LEADING.search(str(answer.get("message"))) is not None
+
+
+def _wrong_rest_port(master: _Master) -> str:
+    port = urlsplit(master.rest).port
+    rpc = urlsplit(master.address).port
+    if port == rpc:
+        return f"{port} is the master's RPC port, set the extra 'rest-port' to its REST port (usually {REST_PORT})"
+    return f"set the extra 'rest-port' (and 'rest-scheme') to the master's REST server (usually {REST_PORT})"
+
+
+def _first_lines(message: object) -> str:
+    """Return a message of the REST server without its stack trace, bounded."""
+    lines = [line for line in str(message or "").splitlines() if not line.startswith("\t")]
+    return "\n".join(lines)[:2000].strip()
+
+
+async def _said(answer: Answer) -> str:
+    try:
+        return _first_lines((await answer.json()).get("message")) or answer.excerpt
+    except InvalidAnswer:
+        return answer.excerpt
+
+
+async def _for_each(call: Callable[[_T], Awaitable[None]], items: Iterable[_T]) -> None:
+    """Call for each item, a few at once; the first error ends it."""
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(item: _T) -> None:
+        async with gate:
+            await call(item)
+
+    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _all(calls: Iterable[Awaitable[_T]]) -> tuple[Sequence[_T], Sequence[DurableJobError]]:
+    """Return the results, and our own errors; any other one is raised."""
+    results: list[_T] = []
+    errors: list[DurableJobError] = []
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, DurableJobError):
+            errors.append(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            results.append(outcome)
+    return results, errors
+
+
+def _raise_first(errors: Sequence[DurableJobError], *kinds: type[DurableJobError]) -> None:
+    for error in errors:
+        if isinstance(error, kinds):
+            raise error
