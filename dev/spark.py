@@ -109,7 +109,10 @@ def ensure_spark(version: str = SPARK_VERSION) -> Spark:
     :raises ToolMissing: when there is no fitting Java, or no ``uv``.
     """
     java_home()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "durable-spark"
+    cache = Path(
+        os.environ.get("DURABLE_SPARK_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "durable-spark"
+    )
     directory = cache / f"spark-{version}-py{sys.version_info.major}{sys.version_info.minor}"
     cache.mkdir(parents=True, exist_ok=True)
     with directory.with_suffix(".lock").open("w") as lock:
