@@ -1,0 +1,1 @@
+"""Example Dags. The tests and the demo run these very files."""
