@@ -20,14 +20,13 @@ with DAG(
     tags=["example", "durable-spark"],
     params={
         "application": Param("/opt/jobs/pi.py", type="string", description="as the cluster's workers reach it"),
-        "application_args": Param(["4"], type="array", description="arguments of the application"),
+        "seconds": Param("4", type="string", description="the application's argument: how long it works"),
     },
-    render_template_as_native_obj=True,
 ) as dag:
     SparkJobOperator(
         task_id="pi",
         application="{{ params.application }}",
-        application_args="{{ params.application_args }}",
+        application_args=["{{ params.seconds }}"],
         name="pi",
         conf={"spark.cores.max": "1", "spark.executor.memory": "512m"},
         driver_memory="512m",
