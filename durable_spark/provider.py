@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import durable_spark
-from durable_spark.hooks.spark import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from durable_spark.hooks.form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 
 __all__ = ["get_provider_info"]
 

@@ -1,5 +1,5 @@
 """
-The face of a Spark connection: its form, its test button, and the one table from master URL to hook.
+The face of a Spark connection: its test button, and the one table from master URL to hook.
 
 What flows in: a connection ID. What flows out: the answers of the hook of whatever cluster the
 connection's master URL names. Operators and triggers know this class alone, so they never ask which
@@ -22,7 +22,7 @@ from durable_spark.jobs import BadConfiguration
 if TYPE_CHECKING:
     from durable_spark.jobs import Absent, Found, JobRef, JobStatus, OwnedJob, Submission
 
-__all__ = ["CONN_FIELDS", "UI_FIELD_BEHAVIOUR", "SparkHook"]
+__all__ = ["SparkHook"]
 
 _HOOK_OF_SCHEME = {"spark": "durable_spark.hooks.standalone.StandaloneHook"}
 
@@ -35,44 +35,6 @@ _WHY_NOT = {
     "local": "a local master has no cluster that would keep the job alive: give the master URL of one",
     "mesos": "Spark has removed Mesos",
 }
-
-CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    name: {"label": label, "description": description, "schema": {"type": kind}}
-    for name, label, kind, description in (
-        ("rest-scheme", "REST scheme", ["string", "null"], "Standalone: http or https. Default: http."),
-        (
-            "rest-port",
-            "REST port",
-            ["string", "null"],
-            "Standalone: spark.master.rest.port, or one for each master, separated by commas. Default: 6066.",
-        ),
-        ("ui-scheme", "Web UI scheme", ["string", "null"], "Standalone: http or https. Default: http."),
-        (
-            "ui-port",
-            "Web UI port",
-            ["string", "null"],
-            "Standalone: port of the master's web UI, or one for each master, separated by commas. Default: 8080.",
-        ),
-        (
-            "ca",
-            "Certificate authority",
-            ["string", "null"],
-            "Path of a PEM file that all Airflow processes can read, or the PEM text. Default: the system's.",
-        ),
-        ("poll-interval", "Poll interval", ["string", "null"], "Seconds between two polls of the cluster. Default: 5."),
-    )
-}
-"""``conn-fields`` of the connection type, for the provider's metadata."""
-
-UI_FIELD_BEHAVIOUR: Mapping[str, Any] = {
-    "hidden-fields": ["schema", "login"],
-    "relabeling": {"host": "Master URL", "password": "Bearer token (JWS)"},
-    "placeholders": {
-        "host": "spark://host:7077 or spark://host1:7077,host2:7077",
-        "password": "only for masters with spark.master.rest.filters=org.apache.spark.ui.JWSFilter",
-    },
-}
-"""``ui-field-behaviour`` of the connection type, for the provider's metadata."""
 
 
 class SparkHook(JobHook):
