@@ -349,6 +349,12 @@ class StandaloneCluster:
 
         wait_until(registered, deadline, f"{count} registered workers", servers=self._living())
 
+    def restart_master(self) -> None:
+        """Kill the first master and start it again; return when it leads and all workers have come back."""
+        self.master.server.kill()
+        self.master.server.start()
+        self.wait_for_workers(len(self.workers))
+
     def drivers(self) -> list[Driver]:
         """Return what the leading master lists, active and completed, the oldest first."""
         page = self._led()[1]

@@ -1,0 +1,58 @@
+"""What all suites share: a clean Airflow configuration, and clusters that are started once."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from dev.processes import ToolMissing
+from dev.spark import StandaloneCluster, ensure_spark
+
+T = TypeVar("T")
+
+pytest.register_assert_rewrite("durable_spark.testing")
+
+
+def _forget_the_developers_airflow() -> None:
+    """Airflow reads its configuration when it is imported, so this comes before any test module."""
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        del os.environ[name]
+    os.environ["AIRFLOW_HOME"] = home = tempfile.mkdtemp(prefix="durable-spark-airflow-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+
+
+_forget_the_developers_airflow()
+
+
+def require(get: Callable[[], T]) -> T:
+    """
+    Return what ``get`` returns; where it raises :class:`ToolMissing`, skip the test, or fail it under CI.
+
+    ``require(ensure_spark)``, ``require(java_home)``.
+    """
+    try:
+        return get()
+    except ToolMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def standalone_cluster() -> Iterator[StandaloneCluster]:
+    """One master that remembers living drivers over a restart, and one worker. Leave it as it was found."""
+    with StandaloneCluster(recovery=True, spark=require(ensure_spark)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def apps() -> Path:
+    """The folder of the applications that run on clusters."""
+    return Path(__file__).parent / "apps"
