@@ -20,8 +20,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow.sdk import BaseHook
 from airflow.providers.common.compat.module_loading import import_string
+from airflow.sdk import BaseHook
 
 from durable_spark.jobs import BadConfiguration
 

@@ -792,22 +792,31 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
 
 class _StoredJobID:
-    """What the mixin sees of the task state store: the job of our record under the mixin's key."""
+    """The task state store as the mixin sees it: under its key stands the job of our record; the rest is as it is."""
 
     def __init__(self, operator: DurableJobOperator, context: Context) -> None:
         self._operator = operator
         self._context = context
+        self._store = store_of(context)
 
     def get(self, key: str, default: JsonValue = None) -> JsonValue:
         """Return the ID of the job to decide about, if there is one."""
-        record = self._operator._record
-        if record is None or record.job is None or self._operator._anew:
-            return default
-        return record.job.id
+        operator = self._operator
+        if key != operator.external_id_key:
+            return cast("JsonValue", self._store.get(key, default))
+        record = operator._record
+        return default if record is None or record.job is None or operator._anew else record.job.id
 
     def set(self, key: str, value: JsonValue, *, retention: timedelta | None = None) -> None:
         """Mirror the ID that was just submitted; the record has it already."""
+        if key != self._operator.external_id_key:
+            self._store.set(key, value, retention=retention)
+            return
         self._operator.mirror(self._context, value)
+
+    def delete(self, key: str) -> None:
+        """Delete a key."""
+        self._store.delete(key)
 
 
 @contextlib.contextmanager
