@@ -1,0 +1,561 @@
+"""What a try makes of the record: each branch of the design's table of decisions."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
+from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+from durable_spark.jobs import JobState, SubmissionUncertain
+from durable_spark.operators import job as operator_module
+from durable_spark.operators._store import Superseded
+from durable_spark.operators.job import DurableJobOperator
+from tests.unit import tries
+from tests.unit.tries import Died, Service, TaskInstance
+
+
+@pytest.fixture(autouse=True)
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    monkeypatch.setattr(tries, "service", Service())
+    monkeypatch.setattr(operator_module, "_LOOK_AGAIN_AFTER", 0.0)
+    return tries.service
+
+
+@pytest.fixture
+def instance() -> TaskInstance:
+    return TaskInstance()
+
+
+def job_of(deferral: Any) -> str:
+    assert isinstance(deferral, TaskDeferred), deferral
+    return str(deferral.trigger.serialize()[1]["arguments"]["job"][0])
+
+
+def elsewhere(call: Callable[[], Any]) -> Any:
+    """Call it as another process would: not in this thread's event loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(10)
+
+
+def event(instance: TaskInstance, kind: str, **more: Any) -> dict[str, Any]:
+    record = instance.store["durable_spark"]
+    return {"v": 1, "kind": kind, "job_id": record["job"][0], "token": record["submission"]["token"], **more}
+
+
+class TestFirstTry:
+    def test_submits_stores_and_defers(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        assert job_of(first.execute()) == "job-1"
+        assert first.record["job"] == ["job-1", ""]
+        assert instance.store["durable_job_id"] == "job-1"
+        assert service.jobs["job-1"].token == first.record["submission"]["token"]
+        assert instance.xcoms["durable_job_id"] == "job-1"
+        assert instance.xcoms["durable_spark_job_link"] == "http://service/job-1"
+
+    def test_the_intent_is_stored_before_anything_is_sent(self, instance: TaskInstance, service: Service) -> None:
+        service.before_submit = lambda: service.kills.append(json.dumps(instance.store["durable_spark"]["job"]))
+        instance.begin().execute()
+        assert service.kills == ["null"]
+
+    def test_a_record_of_a_live_job_never_expires(self, instance: TaskInstance) -> None:
+        first = instance.begin()
+        first.execute()
+        assert instance.retentions == {"durable_spark": NEVER_EXPIRE, "durable_job_id": NEVER_EXPIRE}
+        first.complete(event(instance, "succeeded"))
+        assert instance.retentions == {"durable_spark": None, "durable_job_id": None}
+
+    def test_a_job_that_has_ended_already_is_not_deferred(self, instance: TaskInstance, service: Service) -> None:
+        def end() -> None:
+            service.jobs["job-1"].state = JobState.SUCCEEDED
+
+        service.after_submit = end
+        assert instance.begin().execute() == "job-1"
+        assert instance.store["durable_spark"]["verdict"]["state"] == "succeeded"
+
+    def test_bad_arguments_are_told_before_anything_is_stored(self, instance: TaskInstance, service: Service) -> None:
+        with pytest.raises(AirflowFailException, match="job: not 'bad'"):
+            instance.begin(job="bad").execute()
+        assert "durable_spark" not in instance.store
+        assert not service.jobs
+
+    def test_no_connection_is_told(self, instance: TaskInstance) -> None:
+        with pytest.raises(AirflowFailException, match="conn_id"):
+            instance.begin(conn_id="").execute()
+
+    @pytest.mark.parametrize("argument", ["on_kill", "on_clear", "on_timeout", "on_lost"])
+    def test_a_policy_that_does_not_exist_fails_the_dag(self, argument: str) -> None:
+        with pytest.raises(ValueError, match=argument):
+            DurableJobOperator(task_id="t", **{argument: "perhaps"})  # type: ignore[arg-type]
+
+    def test_the_trigger_carries_no_argument_of_the_job(self, instance: TaskInstance) -> None:
+        deferral = instance.begin(job={"password": "hush"}).execute()
+        assert "hush" not in json.dumps(deferral.trigger.serialize())
+        assert "hush" not in json.dumps(instance.store)
+
+    def test_the_deadline_is_absolute_and_has_a_backstop(self, instance: TaskInstance) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        deferral = first.execute()
+        arguments = deferral.trigger.serialize()[1]["arguments"]
+        assert arguments["deadline"] == pytest.approx(first.start_date.timestamp() + 3600)
+        assert 3600 < deferral.timeout <= 3600 + 120
+
+    def test_told_to_stop_before_the_post_submits_nothing(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.operator.on_kill()
+        with pytest.raises(AirflowException, match="nothing was submitted"):
+            first.execute()
+        assert not service.jobs
+
+    def test_upstreams_cached_status_is_deleted(self, instance: TaskInstance) -> None:
+        instance.store["k8s_driver_status"] = "Succeeded"
+        instance.begin().execute()
+        assert "k8s_driver_status" not in instance.store
+
+
+class TestRetry:
+    def test_an_active_job_is_followed_on(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        assert job_of(instance.begin().execute()) == "job-1"
+        assert service.submissions == 1
+
+    def test_a_succeeded_job_is_the_result(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        assert instance.begin().execute() == "job-1"
+        assert service.submissions == 1
+        assert instance.xcoms["durable_job_id"] == "job-1"
+
+    @pytest.mark.parametrize("state", [JobState.FAILED, JobState.KILLED])
+    def test_a_failed_job_is_followed_by_a_new_submission(
+        self, instance: TaskInstance, service: Service, state: JobState
+    ) -> None:
+        instance.begin().execute()
+        token = service.jobs["job-1"].token
+        service.jobs["job-1"].state = state
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        assert service.jobs["job-2"].token != token
+        assert second.record["submission"]["ordinal"] == 2
+        assert second.record["previous"] == [[token, "job-1", state.value]]
+
+    def test_a_verdict_in_the_record_counts_without_asking(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        first.complete(event(instance, "succeeded"))
+        service.jobs.clear()
+        assert instance.begin().execute() == "job-1"
+
+    def test_died_before_the_post(self, instance: TaskInstance, service: Service) -> None:
+        service.die_before_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        token = instance.store["durable_spark"]["submission"]["token"]
+        service.die_before_submit = False
+        second = instance.begin()
+        deferral = second.execute()
+        assert job_of(deferral) == "job-1"
+        assert service.jobs["job-1"].token == token
+        assert second.record["submission"]["ordinal"] == 1
+        assert second.record["submission"]["cluster_time"] == 1000.0
+        assert deferral.trigger.serialize()[1]["arguments"]["sent_before"] is True
+
+    def test_died_between_post_and_store(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        assert instance.store["durable_spark"]["job"] is None
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-1"
+        assert second.record["job"] == ["job-1", ""]
+        assert service.submissions == 1
+
+    def test_a_younger_job_of_the_same_token_is_killed(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.add(service.jobs["job-1"].token)
+        assert job_of(instance.begin().execute()) == "job-1"
+        assert service.kills == ["job-2"]
+
+    @pytest.mark.parametrize(("permanent", "kind"), [(True, AirflowFailException), (False, AirflowException)])
+    def test_uncertain_is_never_a_second_submission(
+        self, instance: TaskInstance, service: Service, permanent: bool, kind: type[Exception]
+    ) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.find_error = SubmissionUncertain("the page is out of reach", permanent=permanent)
+        with pytest.raises(kind, match="state-store/durable_spark") as caught:
+            instance.begin().execute()
+        assert type(caught.value) is kind
+        assert service.submissions == 1
+
+    def test_an_unknown_job_is_lost(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        service.jobs.clear()
+        with pytest.raises(AirflowFailException, match=r"JobLost.*job-1"):
+            instance.begin().execute()
+        assert not service.jobs
+
+    def test_a_lost_job_is_resubmitted_if_so_asked(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin(on_lost="resubmit").execute()
+        service.jobs.clear()
+        second = instance.begin(on_lost="resubmit")
+        second.execute()
+        assert service.submissions == 2
+        assert second.record["submission"]["ordinal"] == 2
+
+    def test_an_unreachable_cluster_is_waited_for_in_the_triggerer(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        instance.begin().execute()
+        service.unreachable = True
+        assert job_of(instance.begin().execute()) == "job-1"
+
+    def test_another_cluster_is_an_error_naming_both(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        service.names = ("service://two",)
+        with pytest.raises(AirflowException, match=r"service://two.*service://one"):
+            instance.begin().execute()
+        service.names = ("service://three", "service://one")
+        assert job_of(instance.begin().execute()) == "job-1"
+
+    def test_a_relaunched_job_is_found_under_its_new_id(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        token = service.jobs["job-1"].token
+        service.jobs["job-1"].state = JobState.RELAUNCHED
+        service.add(token)
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        assert second.record["job"] == ["job-2", ""]
+        assert service.submissions == 1
+
+    def test_changed_arguments_reconnect_with_a_warning(
+        self, instance: TaskInstance, service: Service, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        instance.begin(job="old").execute()
+        assert job_of(instance.begin(job="new").execute()) == "job-1"
+        assert "runs on with the old ones" in capsys.readouterr().out
+
+    def test_not_durable_submits_anew(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin(durable=False).execute()
+        instance.begin(durable=False).execute()
+        assert service.submissions == 2
+        assert not instance.store
+
+    @pytest.mark.parametrize("value", ["x", {"version": 99}, {"version": 1}, [1], {"version": 1, "submission": {}}])
+    def test_a_record_that_cannot_be_read_is_an_error(
+        self, instance: TaskInstance, service: Service, value: Any
+    ) -> None:
+        instance.store["durable_spark"] = value
+        with pytest.raises(AirflowException, match=r"cannot be read.*nothing was submitted"):
+            instance.begin().execute()
+        assert not service.jobs
+
+
+class TestClear:
+    def test_the_old_job_is_killed_and_seen_dead_first(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        instance.clear()
+        service.before_submit = lambda: service.kills.append(f"then submit, {service.running} running")
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        assert service.kills == ["job-1", "then submit, [] running"]
+        assert second.record["submission"]["ordinal"] == 2
+
+    def test_a_job_that_does_not_die_fails_without_submitting(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        instance.clear()
+        service.outlives_kills = True
+        with pytest.raises(AirflowException, match=r"not seen dead.*nothing was submitted"):
+            instance.begin(kill_timeout=0.05).execute()
+        assert service.submissions == 1
+
+    def test_out_of_reach_fails_without_submitting(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        instance.clear()
+        service.unreachable = True
+        with pytest.raises(AirflowException, match=r"does not answer.*nothing was submitted"):
+            instance.begin(kill_timeout=0.05).execute()
+        service.unreachable = False
+        assert service.submissions == 1
+
+    def test_a_lost_job_counts_as_dead(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        instance.clear()
+        service.jobs.clear()
+        instance.begin().execute()
+        assert service.submissions == 2
+
+    def test_a_finished_task_runs_again(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        first.complete(event(instance, "succeeded"))
+        instance.clear()
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert service.kills == []
+
+    def test_reconnects_if_so_asked(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin(on_clear="reconnect").execute()
+        instance.clear()
+        assert job_of(instance.begin(on_clear="reconnect").execute()) == "job-1"
+        assert job_of(instance.begin(on_clear="reconnect").execute()) == "job-1"
+        assert service.kills == []
+
+    def test_an_intent_without_a_job_is_looked_for(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.die_after_submit = False
+        instance.clear()
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        assert service.kills == ["job-1"]
+
+    def test_uncertain_fails(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        instance.clear()
+        service.find_error = SubmissionUncertain("forgotten", permanent=True)
+        with pytest.raises(AirflowFailException, match="way out"):
+            instance.begin().execute()
+
+
+class TestOtherOperators:
+    def test_a_live_job_of_upstream_is_adopted(self, instance: TaskInstance, service: Service) -> None:
+        instance.store["durable_job_id"] = service.add("theirs")
+        assert job_of(instance.begin().execute()) == "job-1"
+        assert service.submissions == 0
+        assert instance.store["durable_spark"]["job"] == ["job-1", ""]
+
+    def test_a_finished_one_counts_within_the_first_generation(self, instance: TaskInstance, service: Service) -> None:
+        instance.store["durable_job_id"] = service.add("theirs", state=JobState.SUCCEEDED)
+        assert instance.begin().execute() == "job-1"
+        assert service.submissions == 0
+
+    def test_a_finished_one_does_not_count_after_a_clear(self, instance: TaskInstance, service: Service) -> None:
+        instance.store["durable_job_id"] = service.add("theirs", state=JobState.SUCCEEDED)
+        instance.clear()
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        assert second.record["previous"][0][1] == "job-1"
+
+    def test_no_record_on_a_later_try_looks_for_the_label(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        instance.store.clear()
+        with pytest.raises(AirflowException, match="deployment is not set"):
+            instance.begin().execute()
+        assert service.kills == []
+
+    def test_with_a_deployment_the_unrecorded_job_is_killed(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW__DURABLE_SPARK__DEPLOYMENT", "test")
+        instance.begin().execute()
+        instance.store.clear()
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert service.kills == ["job-1"]
+
+
+class TestOldWorker:
+    def test_is_stopped_before_it_posts(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        instance.begin()
+        with pytest.raises(Superseded):
+            first.execute()
+        assert not service.jobs
+
+    def test_leaves_its_job_to_the_retry_that_follows_it(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+
+        def overtaken() -> None:
+            service.after_submit = None
+            elsewhere(instance.begin().execute)
+
+        service.after_submit = overtaken
+        with pytest.raises(Superseded):
+            first.execute()
+        assert service.running == ["job-1"]
+        assert instance.store["durable_spark"]["job"] == ["job-1", ""]
+
+    def test_kills_its_job_when_the_retry_has_submitted_itself(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+
+        def overtaken() -> None:
+            service.before_submit = None
+            elsewhere(instance.begin().execute)
+
+        service.before_submit = overtaken
+        with pytest.raises(Superseded):
+            first.execute()
+        assert service.running == ["job-1"]
+        assert service.kills == ["job-2"]
+
+    def test_kills_its_job_when_the_try_in_charge_runs_another_submission(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        first = instance.begin()
+
+        def cleared() -> None:
+            service.after_submit = None
+            instance.clear()
+            elsewhere(instance.begin().execute)
+
+        service.after_submit = cleared
+        with pytest.raises(Superseded):
+            first.execute()
+        assert service.running == ["job-2"]
+
+
+class TestVerdict:
+    def test_success_returns_the_id(self, instance: TaskInstance) -> None:
+        first = instance.begin()
+        first.execute()
+        assert first.complete(event(instance, "succeeded", state="DONE")) == "job-1"
+        assert first.record["verdict"]["raw"] == "DONE"
+
+    @pytest.mark.parametrize(("kind", "name"), [("failed", "JobFailed"), ("killed", "JobKilled")])
+    def test_failure_raises_with_the_clusters_words_and_the_log(
+        self, instance: TaskInstance, kind: str, name: str
+    ) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException, match=rf"(?s){name}: job-1 ended as BROKEN: why.*the last line"):
+            first.complete(event(instance, kind, state="BROKEN", message="why"))
+        assert first.record["verdict"]["state"] == kind
+
+    def test_the_verdict_is_stored_before_anything_is_raised(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException):
+            first.complete(event(instance, "failed"))
+        service.jobs["job-1"].state = JobState.RUNNING  # what the cluster says now does not count any more
+        assert job_of(instance.begin().execute()) == "job-2"
+
+    def test_lost(self, instance: TaskInstance) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            first.complete(event(instance, "lost"))
+
+    def test_lost_and_resubmitted(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(on_lost="resubmit")
+        first.execute()
+        assert job_of(first.complete(event(instance, "lost"))) == "job-2"
+        assert instance.store["durable_job_id"] == "job-2"
+
+    def test_timeout_confirmed_by_the_trigger(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        first.execute()
+        with pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
+            first.complete(event(instance, "timeout", confirmed=True))
+        assert job_of(instance.begin().execute()) == "job-2"
+
+    def test_timeout_not_confirmed_is_killed_here(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        first.execute()
+        with pytest.raises(AirflowTaskTimeout, match="job-1 was killed and is KILLED"):
+            first.complete(event(instance, "timeout"))
+        assert service.kills == ["job-1"]
+
+    def test_the_backstop_kills(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        first.execute()
+        with pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
+            first.operator.resume_execution("__fail__", {"error": "Trigger timeout"}, first.context)
+        assert service.kills == ["job-1"]
+
+    def test_a_crash_of_the_trigger_kills_nothing(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(Exception) as caught:
+            first.operator.resume_execution("__fail__", {"error": "Trigger failure"}, first.context)
+        assert not isinstance(caught.value, TaskDeferralTimeout)
+        assert service.kills == []
+
+    def test_kept_on_timeout_if_so_asked(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1), on_timeout="keep")
+        first.execute()
+        with pytest.raises(AirflowTaskTimeout, match="left running"):
+            first.complete(event(instance, "timeout"))
+        assert service.kills == []
+
+    def test_an_outage_is_no_verdict(self, instance: TaskInstance) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException, match="OutageTooLong"):
+            first.complete(event(instance, "outage"))
+        assert first.record["verdict"] is None
+        assert job_of(instance.begin().execute()) == "job-1"
+
+    @pytest.mark.parametrize("value", [None, "success", {"kind": "succeeded"}, {"kind": 1}, {"kind": "fine"}])
+    def test_no_success_out_of_garbage(self, instance: TaskInstance, value: Any) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException):
+            first.complete(value)
+
+    def test_an_event_about_another_submission_is_no_verdict(self, instance: TaskInstance) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException, match="earlier submission"):
+            first.complete(event(instance, "succeeded", token="0" * 32))
+        assert first.record["verdict"] is None
+
+
+class TestWaitingOnTheWorker:
+    def test_returns_when_the_job_ends(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(deferrable=False, poll_interval=0.01)
+        service.after_submit = lambda: None
+        original = tries.MemoryHook.poll
+        polls = 0
+
+        async def poll(self: Any, jobs: Any) -> Any:
+            nonlocal polls
+            polls += 1
+            if polls == 3:
+                service.jobs["job-1"].state = JobState.SUCCEEDED
+            return await original(self, jobs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tries.MemoryHook, "poll", poll)
+            assert first.execute() == "job-1"
+        assert first.record["verdict"]["state"] == "succeeded"
+
+    def test_on_kill_kills_the_job(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(deferrable=False, poll_interval=0.01)
+        service.after_submit = first.operator.on_kill
+        with pytest.raises(AirflowException, match="Told to stop"):
+            first.execute()
+        assert service.kills == ["job-1"]
+
+    def test_on_kill_of_an_old_try_kills_nothing(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(deferrable=False, poll_interval=0.01)
+        original = tries.MemoryHook.poll
+
+        async def poll(self: Any, jobs: Any) -> Any:
+            if not first.fenced:
+                instance.begin()
+                first.operator.on_kill()
+            return await original(self, jobs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tries.MemoryHook, "poll", poll)
+            with pytest.raises(Superseded):
+                first.execute()
+        assert service.kills == []

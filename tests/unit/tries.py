@@ -1,0 +1,250 @@
+"""
+A task instance and a service in memory: what the operator decides, without processes.
+
+The real store, scheduler and clusters are in ``tests/airflow``; here every branch of a decision is
+reached in milliseconds. The store fences as Airflow's does: ``set`` of an older try is refused with 404,
+``get`` answers as if the store were empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import DAG
+from airflow.sdk.bases.operator import ExecutorSafeguard
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType, TaskDeferred
+from airflow.sdk.execution_time.comms import ErrorResponse
+
+from durable_spark.hooks.job import JobHook
+from durable_spark.jobs import (
+    Absent,
+    BadArguments,
+    ClusterUnreachable,
+    Found,
+    JobRef,
+    JobState,
+    JobStatus,
+    Link,
+    OwnedJob,
+    Submission,
+)
+from durable_spark.operators.job import DurableJobOperator
+
+
+class Died(BaseException):
+    """The process was killed here."""
+
+
+@dataclasses.dataclass
+class Job:
+    token: str
+    owner: str
+    state: JobState = JobState.RUNNING
+    killed: bool = False
+
+
+class Service:
+    """Runs jobs, and can be told to misbehave."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.submissions = 0
+        self.kills: list[str] = []
+        self.names: Sequence[str] = ("service://one",)
+        self.unreachable = False
+        self.die_before_submit = False
+        self.die_after_submit = False
+        self.find_error: Exception | None = None
+        self.outlives_kills = False
+        self.before_submit: Any = None
+        self.after_submit: Any = None
+
+    def add(self, token: str, owner: str = "", state: JobState = JobState.RUNNING) -> str:
+        job_id = f"job-{len(self.jobs) + 1}"
+        self.jobs[job_id] = Job(token, owner, state)
+        return job_id
+
+    @property
+    def running(self) -> list[str]:
+        return [job_id for job_id, job in self.jobs.items() if job.state.active]
+
+
+service = Service()
+
+
+class MemoryHook(JobHook):
+    """A hook on :data:`service`."""
+
+    async def cluster(self) -> Sequence[str]:
+        return service.names
+
+    async def prepare(self, job: Any, submission: Submission) -> Submission:
+        if job == "bad":
+            raise BadArguments("job: not 'bad'")
+        self._reach()
+        return dataclasses.replace(submission, cluster_time=1000.0 + service.submissions)
+
+    async def submit(self, job: Any, submission: Submission) -> JobRef:
+        self._reach()
+        if service.before_submit:
+            service.before_submit()
+        if service.die_before_submit:
+            raise Died
+        service.submissions += 1
+        job_id = service.add(submission.token, submission.owner)
+        if service.after_submit:
+            service.after_submit()
+        if service.die_after_submit:
+            raise Died
+        return JobRef(job_id)
+
+    async def find(self, submission: Submission) -> Found | Absent:
+        self._reach()
+        if service.find_error:
+            raise service.find_error
+        mine = [
+            JobRef(job_id)
+            for job_id, job in service.jobs.items()
+            if job.token == submission.token and job.state is not JobState.RELAUNCHED
+        ]
+        if not mine:
+            return Absent()
+        return Found(status=self._status(mine[0]), younger=[job for job in mine[1:] if job.id in service.running])
+
+    async def find_owned(self, deployment: str, owner: str | None = None) -> Sequence[OwnedJob]:
+        return [
+            OwnedJob(status=self._status(JobRef(job_id)), token=service.jobs[job_id].token, owner=owner or "")
+            for job_id in service.running
+            if service.jobs[job_id].owner == owner
+        ]
+
+    async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+        self._reach()
+        return {job: self._status(job) for job in jobs}
+
+    async def kill(self, job: JobRef) -> None:
+        self._reach()
+        service.kills.append(job.id)
+        known = service.jobs.get(job.id)
+        if known and known.state.active and not service.outlives_kills:
+            known.state = JobState.KILLED
+
+    async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
+        return ["the last line"]
+
+    async def check(self) -> str:
+        return "fine"
+
+    def _status(self, job: JobRef) -> JobStatus:
+        known = service.jobs.get(job.id)
+        state = known.state if known else JobState.ABSENT
+        return JobStatus(job=job, state=state, raw=state.name, links={Link.JOB: f"http://service/{job.id}"})
+
+    def _reach(self) -> None:
+        if service.unreachable:
+            raise ClusterUnreachable("the service does not answer")
+
+
+class TaskInstance:
+    """What Airflow keeps of a task instance: its store and XComs, over all tries."""
+
+    def __init__(self) -> None:
+        self.store: dict[str, Any] = {}
+        self.retentions: dict[str, Any] = {}
+        self.xcoms: dict[str, Any] = {}
+        self.current: Try | None = None
+        self.max_tries = 2
+        self.traceparent = "00-one"
+
+    def begin(self, **arguments: Any) -> Try:
+        """Begin the first try, or the next."""
+        number = self.current.try_number + 1 if self.current else 1
+        self.xcoms.clear()
+        self.current = Try(self, number, arguments)
+        return self.current
+
+    def clear(self) -> None:
+        """Do what Airflow does on a clear."""
+        self.max_tries += 2
+        self.traceparent += "+"
+
+
+class Try:
+    """One try: what ``context["ti"]`` is to the operator, and a way to run it."""
+
+    dag_id, run_id, task_id, map_index = "dag", "run", "task", -1
+
+    def __init__(self, instance: TaskInstance, number: int, arguments: dict[str, Any]) -> None:
+        self.instance = instance
+        self.id = uuid.uuid4()
+        self.try_number = number
+        self.max_tries = instance.max_tries
+        self.context_carrier = {"traceparent": instance.traceparent}
+        self.start_date = datetime.datetime.now(datetime.timezone.utc)
+        self.stats_tags: dict[str, str] = {}
+        self._arguments = arguments
+        self.operator = self._operator()
+
+    def _operator(self) -> DurableJobOperator:
+        defaults = {"hook": MemoryHook, "conn_id": "memory", "job": "good", "retries": 2}
+        with DAG(self.dag_id, schedule=None):
+            return DurableJobOperator(task_id=self.task_id, **{**defaults, **self._arguments})
+
+    # what the operator sees
+
+    @property
+    def fenced(self) -> bool:
+        return self.instance.current is not self
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default if self.fenced else self.instance.store.get(key, default)
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        if self.fenced:
+            error = ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": 404})
+            raise AirflowRuntimeError(error)
+        self.instance.store[key] = value
+        self.instance.retentions[key] = retention
+
+    def delete(self, key: str) -> None:
+        if not self.fenced:
+            self.instance.store.pop(key, None)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.instance.xcoms[key] = value
+
+    def xcom_pull(self, *, key: str, **_: Any) -> Any:
+        return self.instance.xcoms.get(key)
+
+    # what a test does
+
+    @property
+    def context(self) -> Any:
+        dag = self.operator.dag
+        return {"ti": self, "task_instance": self, "task": self.operator, "dag": dag, "task_state_store": self}
+
+    def execute(self) -> Any:
+        """Run ``execute``. Returns its result, or the deferral it asked for."""
+        return self._call("execute")
+
+    def complete(self, event: Mapping[str, Any]) -> Any:
+        """Run ``execute_complete`` in a process of its own."""
+        self.operator = self._operator()
+        return self._call("execute_complete", event=event)
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        token = ExecutorSafeguard.tracker.set(self.operator)
+        try:
+            return getattr(self.operator, method)(self.context, **arguments)
+        except TaskDeferred as deferral:
+            return deferral
+        finally:
+            ExecutorSafeguard.tracker.reset(token)
+
+    @property
+    def record(self) -> Any:
+        return self.instance.store["durable_spark"]
