@@ -58,7 +58,8 @@ def master_url(connection: Connection) -> str:
 
     :raises BadConfiguration: when the connection is of another kind, or has no host.
     """
-    host = (connection.host or "").strip().rstrip("/")
+    host = (connection.host or "").strip()
+    host = host if host.endswith("://") else host.rstrip("/")
     scheme = connection.conn_type
     if scheme not in (*CONN_TYPES, *_SCHEME_TYPES):
         raise BadConfiguration(

@@ -19,16 +19,18 @@ import re
 import ssl
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from durable_spark.jobs import AuthenticationFailed, BadConfiguration, ClusterUnreachable, InvalidAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import aiohttp
 
 __all__ = ["Answer", "AnswerTimeout", "ConnectFailed", "ConnectionLost", "HttpClient", "ssl_context"]
+
+_T = TypeVar("_T")
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 15.0
@@ -112,15 +114,26 @@ class Answer:
 
     async def json(self) -> dict[str, Any]:
         """
-        Return the body as a JSON object, without keeping the event loop waiting.
+        Return the body as a JSON object.
 
         :raises InvalidAnswer: when it is not one.
         """
+        return await self.parse(lambda value: value)
+
+    async def parse(self, build: Callable[[dict[str, Any]], _T]) -> _T:
+        """
+        Return what ``build`` makes of the body as a JSON object, without keeping the event loop waiting.
+
+        :param build: is called in a thread when the body is large.
+        :raises InvalidAnswer: when the body is not a JSON object.
+        """
+        if len(self.body) <= _IN_ONE_GO:
+            return build(self._object(json.loads))
+        return await asyncio.to_thread(lambda: build(self._object(_loads_stepwise)))
+
+    def _object(self, loads: Callable[[str], Any]) -> dict[str, Any]:
         try:
-            if len(self.body) <= _IN_ONE_GO:
-                value = json.loads(self.body)
-            else:
-                value = await asyncio.to_thread(_loads_stepwise, self.body.decode())
+            value = loads(self.body.decode())
         except (ValueError, RecursionError) as error:
             raise InvalidAnswer(f"{self.url} did not answer with JSON: {self.excerpt!r}") from error
         if not isinstance(value, dict):
@@ -153,14 +166,14 @@ class HttpClient:
         limit: int,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float = TOTAL_TIMEOUT,
+        timeout: float | None = None,
     ) -> Answer:
         """
         Send one request and read the whole answer.
 
         :param limit: bytes that the answer may have.
         :param body: is sent as JSON.
-        :param timeout: seconds for all of it.
+        :param timeout: seconds for all of it; :data:`TOTAL_TIMEOUT` when ``None``.
         :raises ConnectFailed: nothing was sent.
         :raises ConnectionLost: the server hung up.
         :raises AnswerTimeout: no answer in time.
@@ -169,6 +182,7 @@ class HttpClient:
         """
         import aiohttp
 
+        timeout = timeout or TOTAL_TIMEOUT
         limits = aiohttp.ClientTimeout(
             total=timeout, connect=min(timeout, CONNECT_TIMEOUT), sock_read=min(timeout, READ_TIMEOUT)
         )
@@ -279,6 +293,7 @@ def _loads_stepwise(text: str) -> Any:
         _at_end(text, position + 1)
         return members
     while True:
+        _expect(text, position, '"')
         key, position = _DECODER.raw_decode(text, position)
         position = _skip(text, _expect(text, _skip(text, position), ":"))
         if text[position : position + 1] == "[":

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _DRIVER_ID = re.compile(r"driver-[0-9]{14}-[0-9]{4,12}", re.ASCII)
+_START_TIME = re.compile(r"(?<![0-9])[0-9]{14}(?![0-9])", re.ASCII)
 _LABEL = re.compile(rf'"-D({"|".join(map(re.escape, (TOKEN, OWNER, DEPLOYMENT)))})=([^"\n]*)"')
 _END_OF_COMMAND = re.compile(r"^={40}$", re.MULTILINE)
 _LOG_HEADER = re.compile(r"==== Bytes [0-9]+-[0-9]+ of ([0-9]+) of [^\n]*\n")
@@ -116,7 +117,13 @@ class View:
 
     @property
     def fleet(self) -> str:
-        """Digest of the IDs of all workers. A worker that is restarted gets a new ID."""
+        """
+        Digest of the IDs of all workers. They hold the time of the start, so a worker that is restarted gets a new one.
+
+        Empty when there are no workers, or ``spark.worker.idPattern`` has left the time out.
+        """
+        if not self.workers or not all(_START_TIME.search(worker) for worker in self.workers):
+            return ""
         return hashlib.sha256("\n".join(sorted(self.workers)).encode()).hexdigest()[:32]
 
     @property

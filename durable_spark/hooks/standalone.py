@@ -320,12 +320,11 @@ class StandaloneHook(JobHook):
         """
         untold: list[_Untold] = []
         matches: list[Driver] = []
-        ran: Mapping[str, str] | None = None
         complete = submission.evidence.get("last_completed", "") in view.drivers
         candidates = _candidates(view, submission, complete=complete)
         if not complete:
             ran = await self._drivers_of_workers(view, submission, untold)
-            candidates = [*candidates, *_forgotten(ran, view, submission)]
+            candidates = [*_located(candidates, ran, certain=not untold), *_forgotten(ran, view, submission)]
 
         async def look(driver: Driver) -> None:
             try:
@@ -348,7 +347,7 @@ class StandaloneHook(JobHook):
 
     async def _drivers_of_workers(self, view: View, submission: Submission, untold: list[_Untold]) -> Mapping[str, str]:
         """Return the drivers that the workers ran, each with its worker; note why the list may not be complete."""
-        if view.fleet != submission.evidence.get("workers"):
+        if not view.fleet or view.fleet != submission.evidence.get("workers"):
             untold.append(
                 _Untold("the master has forgotten completed drivers, and its workers have changed", permanent=True)
             )
@@ -428,9 +427,11 @@ class StandaloneHook(JobHook):
         if self._page_is_out:
             self._page_is_out = False
             self.log.info("The master's page %s/json/ can be read again", view.address)
-        for job in ours:
+        for number, job in enumerate(ours):
             if driver := view.drivers.get(job.id):
                 statuses[job] = view.status(driver, job=job)
+            if number % 500 == 0:
+                await asyncio.sleep(0)  # 10,000 take 0.1 s
         await self._ask_about_rest(view, ours, statuses)
         return statuses
 
@@ -616,10 +617,10 @@ class StandaloneHook(JobHook):
 
     async def _view(self, master: _Master) -> View:
         answer = (await self._ask("GET", f"{master.ui}/json/", limit=PAGE_LIMIT)).expect_ok()
-        page = await answer.json()
-        if answer.date is None:
+        time = answer.date
+        if time is None:
             raise InvalidAnswer(f"{answer.url} does not tell the time (header Date)")
-        return parse_page(page, address=master.ui, time=answer.date)
+        return await answer.parse(lambda page: parse_page(page, address=master.ui, time=time))
 
     async def _get_status(self, master: _Master, driver_id: str) -> Mapping[str, Any]:
         answer = await self._ask("GET", f"{master.rest}/v1/submissions/status/{driver_id}", limit=REST_LIMIT)
@@ -641,7 +642,7 @@ class StandaloneHook(JobHook):
         *,
         limit: int,
         body: Any = None,
-        timeout: float = 30.0,
+        timeout: float | None = None,
     ) -> Answer:
         """Send a request; the bearer token goes along to the configured masters only."""
         settings = await self._settings()
@@ -717,6 +718,17 @@ def _candidates(view: View, submission: Submission, *, complete: bool) -> Sequen
         return driver.number > after or driver.start >= intent
 
     return sorted(filter(may_be, view.drivers.values()), key=lambda driver: abs(driver.start - intent))
+
+
+def _located(candidates: Sequence[Driver], ran: Mapping[str, str], *, certain: bool) -> Sequence[Driver]:
+    """
+    Give ended drivers without a worker the one that ran them; drop those that none ran, if that is certain.
+
+    A new leader ends the drivers that it finds in the queue (ERROR), and no longer knows who ran one whose worker
+    did not come back (tried on 4.3.0).
+    """
+    located = [dataclasses.replace(d, worker=d.worker or ("" if d.live else ran.get(d.id, ""))) for d in candidates]
+    return [driver for driver in located if driver.worker or driver.live or not certain]
 
 
 def _forgotten(ran: Mapping[str, str], view: View, submission: Submission) -> Sequence[Driver]:

@@ -1,0 +1,114 @@
+"""The face of a connection: the table from master URL to hook, and what Airflow asks of a hook class."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from durable_spark.hooks.form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from durable_spark.hooks.job import JobHook
+from durable_spark.hooks.spark import SparkHook
+from durable_spark.hooks.standalone import StandaloneHook
+from durable_spark.jobs import BadConfiguration, JobRef, JobState
+
+if TYPE_CHECKING:
+    from tests.unit.hooks.fake import FakeCluster
+
+
+def hook(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str) -> SparkHook:
+    value = connection if isinstance(connection, str) else json.dumps(connection)
+    monkeypatch.setenv("AIRFLOW_CONN_MY_SPARK", value)
+    return SparkHook("my_spark")
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        {"conn_type": "durable_spark", "host": "spark://h:7077"},
+        {"conn_type": "spark", "host": "spark://h", "port": 7077},
+        {"conn_type": "spark", "host": "h", "port": 7077},
+        {"conn_type": "spark", "host": "SPARK://h:7077/"},
+        "spark://h:7077",
+        "spark://h:7077?rest-port=6067&deploy-mode=cluster",
+    ],
+)
+async def test_standalone(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str) -> None:
+    resolved = await hook(monkeypatch, connection).resolve()
+    assert type(resolved) is StandaloneHook
+    assert await resolved.cluster() == ["spark://h:7077"]
+
+
+@pytest.mark.parametrize(
+    ("connection", "message"),
+    [
+        ({"conn_type": "spark", "host": "yarn"}, r"durable_spark\.operators\.spark_submit\.SparkSubmitOperator"),
+        ("yarn://", r"SparkSubmitOperator"),
+        ({"conn_type": "spark", "host": "k8s://https://h:443"}, "Kubernetes"),
+        ("k8s://https%3A%2F%2Fh:443", "Kubernetes"),
+        ({"conn_type": "durable_spark", "host": "local[*]"}, "local master"),
+        ({"conn_type": "spark", "host": "local"}, "local master"),
+        ({"conn_type": "spark", "host": "mesos://h:5050"}, "Mesos"),
+        ({"conn_type": "spark", "host": "http://h"}, "spark://"),
+        ({"conn_type": "spark"}, "no host"),
+        ({"conn_type": "http", "host": "h"}, "'http'"),
+    ],
+)
+async def test_no_hook_for_it(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str, message: str) -> None:
+    with pytest.raises(BadConfiguration, match=message):
+        await hook(monkeypatch, connection).resolve()
+
+
+async def test_no_connection() -> None:
+    with pytest.raises(BadConfiguration, match="no Airflow connection 'nowhere'"):
+        await SparkHook("nowhere").cluster()
+
+
+def test_the_test_button(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    assert SparkHook("nowhere").test_connection() == (
+        False,
+        "BadConfiguration: there is no Airflow connection 'nowhere': create it with the master URL as its host",
+    )
+
+
+async def test_it_delegates(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster) -> None:
+    async with hook(monkeypatch, cluster.connection(**{"poll-interval": "9"})) as spark:
+        assert await spark.poll_interval() == 9.0
+        assert (await spark.check()).startswith("Spark 4.3.0")
+        unknown = JobRef("driver-20200101000000-0000")
+        assert (await spark.poll([unknown]))[unknown].state is JobState.ABSENT
+
+
+def test_every_promise_is_delegated() -> None:
+    """A method added to the contract must not answer for no cluster."""
+    promises = {
+        name
+        for name, member in vars(JobHook).items()
+        if inspect.isfunction(member) and not name.startswith("_") and name != "test_connection"
+    }
+    assert promises <= set(vars(SparkHook))
+
+
+def test_importing_it_imports_no_heavy_client() -> None:
+    code = (
+        "import sys, airflow.sdk\n"
+        "before = set(sys.modules)\n"
+        "import durable_spark.hooks.spark, durable_spark.hooks.standalone\n"
+        "heavy = {'aiohttp', 'yarl', 'kubernetes_asyncio', 'tenacity'} & (set(sys.modules) - before)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_form() -> None:
+    assert set(CONN_FIELDS) == {"rest-scheme", "rest-port", "ui-scheme", "ui-port", "ca", "poll-interval"}
+    assert all(set(field) == {"label", "description", "schema"} for field in CONN_FIELDS.values())
+    assert "password" in UI_FIELD_BEHAVIOUR["relabeling"]
+
+
+def test_conn_type_does_not_clash() -> None:
+    assert (SparkHook.conn_type, SparkHook.default_conn_name) == ("durable_spark", "spark_default")
