@@ -52,7 +52,7 @@ _QUICK: Config = {
         "dagbag_import_timeout": 60,
     },
     "api": {"host": "127.0.0.1", "workers": 1, "expose_config": True},
-    "scheduler": {"scheduler_idle_sleep_time": 0.2, "enable_health_check": False},
+    "scheduler": {"scheduler_idle_sleep_time": 0.5, "enable_health_check": False},
     "dag_processor": {
         "refresh_interval": 1,
         "bundle_refresh_check_interval": 1,
