@@ -72,8 +72,10 @@ class Answer:
 
     @property
     def excerpt(self) -> str:
-        """The beginning of the body on one line, without tags, for messages."""
-        return re.sub(r"<[^>]*>|\s+", " ", self.text[:2000])[:200].strip()
+        """The title of a page, or the beginning of the body on one line, for messages."""
+        title = re.search(r"<title>([^<]*)</title>", self.text[:5000])
+        text = title[1] if title else self.text[:2000]
+        return re.sub(r"(\s|<[^>]*>)+", " ", text)[:200].strip()
 
     @property
     def date(self) -> float | None:

@@ -753,7 +753,7 @@ async def test_only_the_leaders_word_counts(two_masters: FakeCluster, connect: C
 async def test_the_fallback_is_said_once(
     cluster: FakeCluster, hook: QuickHook, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("airflow.task"), "propagate", True)
+    monkeypatch.setattr(hook, "_log", logging.getLogger("hook"))
     jobs = [JobRef(cluster.ran(driver(n, "RUNNING"), None)["id"]) for n in range(40)]
     cluster.master.ui = fixed(502)
     with caplog.at_level(logging.INFO):
