@@ -74,6 +74,7 @@ from durable_spark.jobs import (
 
 if TYPE_CHECKING:
     from durable_spark.hooks.job import JobHook
+    from durable_spark.jobs import OwnedJob
 
 __all__ = ["JobHookContract", "Submit"]
 
@@ -458,16 +459,24 @@ class JobHookContract:
         other, _ = await submit(job_that_runs)
         await self._until(hook, ref, JobState.RUNNING)
 
-        owned = {each.status.job: each for each in await hook.find_owned(submission.deployment)}
+        async def live(deployment: str, owner: str | None = None) -> dict[JobRef, OwnedJob]:
+            return {each.status.job: each for each in await hook.find_owned(deployment, owner)}
+
+        until = time.monotonic() + self.deadline
+        while True:  # a job may be running before its labels show
+            owned = await live(submission.deployment)
+            if ref in owned or time.monotonic() > until:
+                break
+            await asyncio.sleep(self.interval)
         assert ref in owned
         assert (owned[ref].token, owned[ref].owner) == (submission.token, submission.owner)
-        assert [each.status.job for each in await hook.find_owned(submission.deployment, submission.owner)] == [ref]
-        assert ref not in [each.status.job for each in await hook.find_owned(submission.deployment, other.owner)]
-        assert not await hook.find_owned(f"{submission.deployment}-of-somebody-else")
+        assert list(await live(submission.deployment, submission.owner)) == [ref]
+        assert ref not in await live(submission.deployment, other.owner)
+        assert not await live(f"{submission.deployment}-of-somebody-else")
 
         await hook.kill(ref)
         await self._until(hook, ref, JobState.KILLED)
-        assert not await hook.find_owned(submission.deployment, submission.owner), "a job that has ended is not live"
+        assert not await live(submission.deployment, submission.owner), "a job that has ended is not live"
 
     # Following
 

@@ -1,30 +1,138 @@
-"""Jobs and connections for tests on standalone clusters."""
+"""Jobs, submissions and credentials for tests on standalone clusters."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from durable_spark.jobs import SparkJob
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
+from cryptography.x509 import load_pem_x509_certificate
+
+from dev.processes import wait_until_async
+from dev.spark import Keystore
+from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, JobStatus, SparkJob, Submission, new_token
+
+if TYPE_CHECKING:
+    import trustme
+
+    from durable_spark.hooks.job import JobHook
+
+__all__ = ["jvm_job", "jws", "keystore", "new_submission", "pyspark_job", "states_during", "submit", "until"]
 
 APPS = Path(__file__).parent / "apps"
+
+_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 
 def jvm_job(seconds: float, exit_code: int = 0, **options: Any) -> SparkJob:
     """Return a driver that runs no Spark: it sleeps and exits."""
     source = str(APPS / "Driver.java")
-    return SparkJob(
-        application=source,
-        java_class="org.codehaus.janino.SimpleCompiler",
-        application_args=[source, "Driver", str(seconds), str(exit_code)],
-        **{"driver_memory": "128m", "conf": {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC"}, **options},
-    )
+    arguments: dict[str, Any] = {
+        "application": source,
+        "java_class": "org.codehaus.janino.SimpleCompiler",
+        "application_args": [source, "Driver", str(seconds), str(exit_code)],
+        "driver_memory": "128m",
+        "conf": {"spark.driver.extraJavaOptions": _QUICK_JVM},
+    }
+    return SparkJob(**arguments | options)
 
 
 def pyspark_job(seconds: float, end: str = "0", **options: Any) -> SparkJob:
     """Return a PySpark application that counts on an executor, sleeps, and ends with an exit code or by ``raise``."""
-    return SparkJob(
-        application=str(APPS / "driver.py"),
-        application_args=[str(seconds), end],
-        **{"driver_memory": "512m", "executor_memory": "512m", "total_executor_cores": 1, **options},
+    arguments: dict[str, Any] = {
+        "application": str(APPS / "driver.py"),
+        "application_args": [str(seconds), end],
+        "driver_memory": "512m",
+        "executor_memory": "512m",
+        "total_executor_cores": 1,
+        "conf": {"spark.executor.extraJavaOptions": _QUICK_JVM, "spark.driver.extraJavaOptions": _QUICK_JVM},
+    }
+    return SparkJob(**arguments | options)
+
+
+def new_submission() -> Submission:
+    """Return a submission as an operator makes it, before a hook has prepared it."""
+    return Submission(token=new_token(), owner=new_token(), deployment="tests", name="tests.task")
+
+
+async def submit(hook: JobHook, job: SparkJob) -> tuple[Submission, JobRef]:
+    """Prepare and submit a job."""
+    submission = await hook.prepare(job, new_submission())
+    return submission, await hook.submit(job, submission)
+
+
+async def until(hook: JobHook, job: JobRef, *wanted: JobState, deadline: float = 60.0) -> JobStatus:
+    """Poll until the job is in one of the states; a cluster out of reach may come back meanwhile."""
+
+    async def reached() -> JobStatus | None:
+        try:
+            status = (await hook.poll([job]))[job]
+        except ClusterUnreachable as error:
+            raise OSError(str(error)) from error
+        if status.state in wanted:
+            return status
+        if not status.state.active:
+            raise AssertionError(f"{job} is to become {[state.value for state in wanted]}, but {status}")
+        return None
+
+    what = f"{job} to become {[state.value for state in wanted]}"
+    return await wait_until_async(reached, deadline, what, interval=0.1)
+
+
+@contextmanager
+def states_during(hook: JobHook, job: JobRef) -> Iterator[set[JobState | None]]:
+    """Poll all the while, and collect the states; ``None`` is a cluster out of reach."""
+    states: set[JobState | None] = set()
+
+    async def collect() -> None:
+        while True:
+            try:
+                states.add((await hook.poll([job]))[job].state)
+            except ClusterUnreachable:
+                states.add(None)
+            await asyncio.sleep(0.05)
+
+    task = asyncio.ensure_future(collect())
+    try:
+        yield states
+    finally:
+        if task.done():
+            task.result()
+        task.cancel()
+
+
+def jws(key: bytes, *, lifetime: float = 3600) -> str:
+    """Return a JSON web token as Spark's ``JWSFilter`` accepts it."""
+
+    def encode(part: bytes) -> str:
+        return base64.urlsafe_b64encode(part).decode().rstrip("=")
+
+    claims = {"sub": "tests", "exp": int(time.time() + lifetime)}
+    signed = ".".join(encode(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+    return f"{signed}.{encode(hmac.digest(key, signed.encode(), hashlib.sha256))}"
+
+
+def keystore(authority: trustme.CA, path: Path) -> Keystore:
+    """Write a certificate for 127.0.0.1 and its key, as Java takes them."""
+    leaf = authority.issue_cert("127.0.0.1", "localhost")
+    key = load_pem_private_key(leaf.private_key_pem.bytes(), password=None)
+    certificate = load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes())
+    password = "changeit"
+    path.write_bytes(
+        pkcs12.serialize_key_and_certificates(
+            b"spark",
+            key,  # type: ignore[arg-type]
+            certificate,
+            None,
+            BestAvailableEncryption(password.encode()),
+        )
     )
+    return Keystore(path, password)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dev.processes import free_ports
-from dev.spark import StandaloneCluster
 from durable_spark.hooks.standalone import StandaloneHook
 from durable_spark.jobs import JobRef, SparkJob
 from durable_spark.testing import JobHookContract
 from tests.standalone import jvm_job
+
+if TYPE_CHECKING:
+    from dev.spark import StandaloneCluster
 
 
 class TestStandaloneHook(JobHookContract):
