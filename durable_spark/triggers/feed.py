@@ -88,10 +88,11 @@ class Subscription:
         :param timeout: seconds, or ``None`` to wait for ever.
         :return: whether there was a change; ``False`` when the time is up.
         """
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-        except asyncio.TimeoutError:
-            return False
+        if not self._changed.is_set():
+            try:
+                await asyncio.wait_for(self._changed.wait(), timeout)
+            except asyncio.TimeoutError:
+                return False
         self._changed.clear()
         return True
 

@@ -1,0 +1,158 @@
+"""One real Airflow and one real standalone cluster for the whole suite, with proxies to stop a request at will."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import durable_spark.example_dags
+from dev.airflow import IMPATIENT, Airflow, TaskInstance
+from dev.processes import free_port, wait_until
+from dev.proxy import Proxy
+
+if TYPE_CHECKING:
+    from dev.spark import Driver, StandaloneCluster
+
+ENDED = {"success", "failed"}
+
+
+@dataclasses.dataclass
+class Stage:
+    """All that a test acts on, and the witness."""
+
+    airflow: Airflow
+    cluster: StandaloneCluster
+    execution_api: Proxy
+    """Between workers and Airflow's execution API."""
+    rest: Proxy
+    """Between the connection ``spark_proxied`` and the master's REST server."""
+
+    def run(self, dag: str, **conf: str) -> Run:
+        """Trigger a run."""
+        self.airflow.wait_for_dag(dag)
+        self.airflow.unpause(dag)
+        before = {driver.id for driver in self.cluster.drivers()}
+        return Run(self, dag, self.airflow.trigger(dag, conf=conf, run=f"run-{uuid.uuid4().hex[:8]}"), before)
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of a Dag with one task."""
+
+    stage: Stage
+    dag: str
+    id: str
+    _before: set[str]
+    task: str = "job"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.dag, self.id, self.task
+
+    @property
+    def ti(self) -> TaskInstance:
+        return self.stage.airflow.task(*self.key)
+
+    def wait(self, *states: str, deadline: float = 90, try_number: int | None = None) -> TaskInstance:
+        """Wait until the task is in one of the states."""
+
+        def reached() -> TaskInstance | None:
+            now = self.ti
+            return now if now.state in states and try_number in (None, now.try_number) else None
+
+        try:
+            return wait_until(reached, deadline, f"{self.dag} to be {' or '.join(states)}", interval=0.1)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: it is {self.ti.state}\n{self.logs()}") from None
+
+    def wait_for_driver(self, *states: str, deadline: float = 60) -> Driver:
+        """Wait until the run has a driver, in one of the states."""
+
+        def reached() -> Driver | None:
+            return next((d for d in self.drivers() if not states or d.state in states), None)
+
+        try:
+            return wait_until(reached, deadline, f"a driver that is {states}", interval=0.1)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: the master lists {self.drivers()}\n{self.logs()}") from None
+
+    def drivers(self) -> list[Driver]:
+        """Return the drivers that were submitted since this run began, by the master's own record."""
+        return [driver for driver in self.stage.cluster.drivers() if driver.id not in self._before]
+
+    def store(self) -> dict[str, Any]:
+        return self.stage.airflow.store(*self.key)
+
+    def xcoms(self) -> dict[str, Any]:
+        return self.stage.airflow.xcoms(*self.key)
+
+    def log(self, try_number: int = 1) -> str:
+        return self.stage.airflow.log_text(*self.key, try_number)
+
+    def logs(self) -> str:
+        said = []
+        for number in range(1, self.ti.try_number + 1):
+            for line in self.stage.airflow.log(*self.key, number):
+                said.append(json.dumps(line) if "error_detail" in line else str(line.get("event")))
+        return "\n".join(said)[-8000:]
+
+    def kill(self, **options: Any) -> None:
+        """Kill -9 the process that runs the task's code."""
+        self.stage.airflow.kill_task_process(*self.key, **options)
+
+
+@pytest.fixture(scope="session")
+def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    dags = tmp_path_factory.mktemp("dags")
+    for folder in (Path(__file__).parent / "dags", Path(durable_spark.example_dags.__file__).parent):
+        for file in folder.glob("*.py"):
+            (dags / file.name).symlink_to(file)
+    port = free_port()
+    with (
+        Proxy(f"http://127.0.0.1:{port}") as execution_api,
+        Proxy(f"http://127.0.0.1:{standalone_cluster.master.rest_port}") as rest,
+    ):
+        connections = {
+            "spark_default": standalone_cluster.connection(),
+            "spark_proxied": standalone_cluster.connection(rest_port=str(rest.port)),
+            "spark_nowhere": {**standalone_cluster.connection(), "port": 1},
+        }
+        with Airflow(
+            dags,
+            port=port,
+            execution_api=execution_api.url,
+            connections={
+                name: json.dumps({**connection, "extra": json.dumps(connection["extra"])})
+                for name, connection in connections.items()
+            },
+            config=IMPATIENT,
+        ) as airflow:
+            yield Stage(airflow, standalone_cluster, execution_api, rest)
+    shutil.rmtree(dags, ignore_errors=True)
+
+
+@pytest.fixture
+def run(stage: Stage) -> Iterator[Callable[..., Run]]:
+    """Trigger a run; at the end of the test whatever it left running is ended."""
+    runs: list[Run] = []
+
+    def trigger(dag: str, **conf: str) -> Run:
+        runs.append(stage.run(dag, **conf))
+        return runs[-1]
+
+    yield trigger
+    for one in runs:
+        if one.ti.state not in ENDED:
+            stage.airflow.set_state(*one.key, "failed")
+        wait_until(
+            lambda one=one: all(d.state not in ("SUBMITTED", "RUNNING") for d in one.drivers()),  # type: ignore[misc]
+            60,
+            f"the drivers of {one.dag} to end",
+        )

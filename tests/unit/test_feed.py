@@ -1,0 +1,230 @@
+"""One feed for all: few requests, no word lost, no error that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from durable_spark.jobs import AuthenticationFailed, ClusterUnreachable, JobRef, JobState, JobStatus
+from durable_spark.triggers import feed as feed_module
+from durable_spark.triggers.feed import FeedKey, Subscription, join
+from tests.unit.tries import MemoryHook
+
+if TYPE_CHECKING:
+    from durable_spark.hooks.job import JobHook
+
+KEY = FeedKey(hook="tests.PolledHook", conn_id="here", cluster=("service://one",))
+INTERVAL = 0.02
+whose_context: contextvars.ContextVar[str] = contextvars.ContextVar("whose_context", default="nobody's")
+
+
+class PolledHook(MemoryHook):
+    """Answers from a table; counts polls, hooks and what is left open."""
+
+    states: Mapping[str, JobState]
+    polls: list[Collection[JobRef]]
+    errors: list[Exception]
+    made: list[PolledHook]
+    contexts: set[str]
+    names: tuple[str, ...] = ("service://one", "service://standby")
+
+    def __init__(self, conn_id: str = "here") -> None:
+        super().__init__(conn_id)
+        self.closed = False
+        self.made.append(self)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    async def cluster(self) -> Any:
+        return self.names
+
+    async def poll_interval(self) -> float:
+        return 1.0
+
+    async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+        self.contexts.add(whose_context.get())
+        self.polls.append(jobs)
+        if self.errors:
+            raise self.errors.pop(0)
+        return {job: JobStatus(job=job, state=self.states.get(job.id, JobState.ABSENT)) for job in jobs}
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> type[PolledHook]:
+    monkeypatch.setattr(feed_module, "_NEWCOMER_PAUSE", INTERVAL)
+
+    class Fresh(PolledHook):
+        states: Mapping[str, JobState] = {}
+        polls: list[Collection[JobRef]] = []
+        errors: list[Exception] = []
+        made: list[PolledHook] = []
+        contexts: set[str] = set()
+
+    return Fresh
+
+
+def follow(hook: type[JobHook], job: str, interval: float | None = INTERVAL) -> Any:
+    return join(KEY, JobRef(job), make_hook=lambda: hook("here"), interval=interval)
+
+
+async def state(subscription: Subscription) -> JobState | None:
+    assert await subscription.changed(5)
+    return subscription.status.state if subscription.status else None
+
+
+async def test_many_jobs_cost_one_request_an_interval(hook: type[PolledHook]) -> None:
+    hook.states = {f"job-{n}": JobState.RUNNING for n in range(500)}
+    async with contextlib.AsyncExitStack() as stack:
+        everyone = [await stack.enter_async_context(follow(hook, job)) for job in hook.states]
+        assert {await state(one) for one in everyone} == {JobState.RUNNING}
+        seen = len(hook.polls)
+        hook.states = {**hook.states, "job-7": JobState.SUCCEEDED}
+        assert await state(everyone[7]) is JobState.SUCCEEDED
+        assert not await everyone[8].changed(0)
+        assert len(hook.polls) <= seen + 3
+        assert seen <= 2
+    assert len(hook.made) == 1
+
+
+async def test_who_comes_late_is_told_at_once(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    async with follow(hook, "job", interval=60) as first:
+        assert await state(first) is JobState.RUNNING
+        polls = len(hook.polls)
+        async with follow(hook, "job", interval=60) as late:
+            assert await late.changed(0)
+            assert late.status == first.status
+        assert len(hook.polls) == polls
+
+
+async def test_a_newcomer_does_not_wait_for_the_interval(hook: type[PolledHook]) -> None:
+    hook.states = {"old": JobState.RUNNING, "new": JobState.RUNNING}
+    async with follow(hook, "old", interval=60) as old:
+        await state(old)
+        async with follow(hook, "new", interval=60) as new:
+            assert await state(new) is JobState.RUNNING
+
+
+async def test_the_shortest_interval_asked_for_wins(hook: type[PolledHook]) -> None:
+    hook.states = {"slow": JobState.RUNNING, "quick": JobState.RUNNING}
+    async with follow(hook, "slow", interval=60) as slow:
+        await state(slow)
+        async with follow(hook, "quick", interval=INTERVAL) as quick:
+            await state(quick)
+            hook.states = {**hook.states, "slow": JobState.FAILED}
+            assert await state(slow) is JobState.FAILED
+
+
+async def test_errors_are_told_once_and_outlived(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    async with follow(hook, "job") as subscription:
+        await state(subscription)
+        hook.errors = [ClusterUnreachable("down"), AuthenticationFailed("expired"), KeyError("a bug")]
+        assert await subscription.changed(5)
+        assert subscription.outage is not None
+        assert subscription.outage.error == "down"
+        assert subscription.status is not None
+        assert await subscription.changed(30)
+        assert subscription.outage is None
+        assert not hook.errors
+    assert len(hook.made) == 4, "a new hook after each failure, which reads the connection anew"
+    assert all(one.closed for one in hook.made)
+
+
+async def test_who_joins_during_an_outage_is_told(hook: type[PolledHook]) -> None:
+    hook.errors = [ClusterUnreachable("down") for _ in range(100)]
+    async with follow(hook, "job") as first:
+        assert await first.changed(5)
+        async with follow(hook, "other") as late:
+            assert await late.changed(0)
+            assert late.outage == first.outage
+
+
+async def test_an_absence_is_believed_when_it_is_said_twice(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    async with follow(hook, "job") as subscription:
+        await state(subscription)
+        hook.states = {}
+        seen = len(hook.polls)
+        assert await state(subscription) is JobState.ABSENT
+        assert len(hook.polls) >= seen + 2
+
+
+async def test_an_outage_in_between_makes_an_absence_new(hook: type[PolledHook]) -> None:
+    answers = [JobState.ABSENT, None, JobState.ABSENT, JobState.RUNNING]
+
+    class Flickering(hook):  # type: ignore[misc, valid-type]
+        async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+            answer = answers.pop(0) if answers else JobState.RUNNING
+            if answer is None:
+                raise ClusterUnreachable("down")
+            return {job: JobStatus(job=job, state=answer) for job in jobs}
+
+    async with follow(Flickering, "job") as subscription:
+        while subscription.status is None:
+            await subscription.changed(30)
+        assert subscription.status.state is JobState.RUNNING
+
+
+async def test_another_cluster_is_an_outage_not_an_absence(hook: type[PolledHook]) -> None:
+    hook.names = ("service://elsewhere",)
+    async with follow(hook, "job") as subscription:
+        assert await subscription.changed(5)
+        assert subscription.status is None
+        assert subscription.outage is not None
+        assert "service://elsewhere" in subscription.outage.error
+        assert "service://one" in subscription.outage.error
+        assert not hook.polls
+
+
+async def test_the_last_to_leave_leaves_nothing(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    async with follow(hook, "job") as first, follow(hook, "other") as second:
+        await state(first)
+        assert second is not first
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert all(one.closed for one in hook.made)
+    assert not feed_module._feeds[asyncio.get_running_loop()]
+    async with follow(hook, "job") as again:
+        assert await state(again) is JobState.RUNNING
+
+
+async def test_a_cancelled_trigger_leaves_nothing(hook: type[PolledHook]) -> None:
+    joined = asyncio.Event()
+
+    async def trigger() -> None:
+        async with follow(hook, "job") as subscription:
+            joined.set()
+            await subscription.changed(None)
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(trigger())
+    await joined.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_it_runs_in_nobodys_context(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    whose_context.set("a user's task")
+    async with follow(hook, "job") as subscription:
+        await state(subscription)
+    assert hook.contexts == {"nobody's"}
+
+
+async def test_a_stream_that_ends_is_an_outage(hook: type[PolledHook]) -> None:
+    class Ending(hook):  # type: ignore[misc, valid-type]
+        async def follow(self, followed: Any) -> AsyncIterator[Mapping[JobRef, JobStatus]]:
+            yield {}
+
+    async with follow(Ending, "job") as subscription:
+        assert await subscription.changed(5)
+        assert subscription.outage is not None
