@@ -108,7 +108,9 @@ class Answer:
         if self.status == 200:
             return self
         if self.status in (401, 403):
-            raise AuthenticationFailed(f"{self.url} answered {self.status}: the credentials were not accepted")
+            raise AuthenticationFailed(
+                f"{self.url} answered {self.status}: it does not accept the connection's password"
+            )
         if self.status >= 500 or self.status == 429:
             raise ClusterUnreachable(f"{self.url} answered {self.status}: {self.excerpt}", retry_after=self.retry_after)
         where = f" to {self.headers.get('Location', '')[:200]!r}" if 300 <= self.status < 400 else ""

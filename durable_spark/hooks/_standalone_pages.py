@@ -104,6 +104,7 @@ class View:
     :param last_completed: ID of the driver that completed last, or ``""``.
     :param workers: address of each worker's page, by the worker's ID; ``""`` when it is not a valid one.
     :param alive: IDs of the workers that are ALIVE.
+    :param dead: IDs of those that are DEAD; the master lists them for 15 minutes (``spark.dead.worker.persistence``).
     """
 
     address: str
@@ -114,17 +115,19 @@ class View:
     last_completed: str
     workers: Mapping[str, str]
     alive: frozenset[str]
+    dead: frozenset[str]
 
     @property
     def fleet(self) -> str:
         """
-        Digest of the IDs of all workers. They hold the time of the start, so a worker that is restarted gets a new one.
+        Digest of the IDs of the workers that are not DEAD. A worker that is restarted gets a new ID.
 
-        Empty when there are no workers, or ``spark.worker.idPattern`` has left the time out.
+        Empty when there are none, or when ``spark.worker.idPattern`` has left the time of their start out.
         """
-        if not self.workers or not all(_START_TIME.search(worker) for worker in self.workers):
+        workers = sorted(self.workers.keys() - self.dead)
+        if not workers or not all(_START_TIME.search(worker) for worker in workers):
             return ""
-        return hashlib.sha256("\n".join(sorted(self.workers)).encode()).hexdigest()[:32]
+        return hashlib.sha256("\n".join(workers).encode()).hexdigest()[:32]
 
     @property
     def newest(self) -> int:
@@ -156,7 +159,7 @@ def parse_page(page: Mapping[str, Any], *, address: str, time: float) -> View:
         active = [_driver(entry, live=True) for entry in page["activedrivers"]]
         completed = [_driver(entry, live=False) for entry in page["completeddrivers"]]
         workers = {str(entry["id"]): _origin(entry["webuiaddress"]) for entry in page["workers"]}
-        alive = frozenset(str(entry["id"]) for entry in page["workers"] if entry["state"] == "ALIVE")
+        states = {str(entry["id"]): entry["state"] for entry in page["workers"]}
         raw = str(page["status"])
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidAnswer(
@@ -170,7 +173,8 @@ def parse_page(page: Mapping[str, Any], *, address: str, time: float) -> View:
         drivers={driver.id: driver for driver in [*completed, *active]},
         last_completed=completed[-1].id if completed else "",
         workers=workers,
-        alive=alive,
+        alive=frozenset(worker for worker, state in states.items() if state == "ALIVE"),
+        dead=frozenset(worker for worker, state in states.items() if state == "DEAD"),
     )
 
 
@@ -199,6 +203,13 @@ def log_text(page: str) -> tuple[str, int] | None:
 def listed_drivers(page: str) -> frozenset[str]:
     """Return the IDs of the drivers on a worker's page, those that run and those that have ended."""
     return frozenset(_DRIVER_ID.findall(page))
+
+
+def tail(text: str, lines: int) -> Sequence[str]:
+    """Return the last lines of a log, without the launch command at its head."""
+    end = _END_OF_COMMAND.search(text) if text.startswith("Launch Command: ") else None
+    text = text[end.end() :] if end else text
+    return text.strip().splitlines()[-lines:] if lines > 0 else []
 
 
 def local_time_of(driver_id: str) -> float:
@@ -239,8 +250,3 @@ def _origin(address: object) -> str:
         return ""
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
-
-
-def tail(text: str, lines: int) -> Sequence[str]:
-    """Return the last lines of a text, without trailing blank ones."""
-    return text.rstrip().splitlines()[-lines:] if lines > 0 else []

@@ -28,11 +28,18 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
-from durable_spark.hooks._connection import Extras, master_url, read_connection
-from durable_spark.hooks._http import Answer, AnswerTimeout, ConnectFailed, ConnectionLost, HttpClient, ssl_context
+from durable_spark.hooks._http import AnswerTimeout, ConnectFailed
+from durable_spark.hooks._standalone_masters import (
+    LOG_CHUNK,
+    PAGE_LIMIT,
+    Master,
+    Masters,
+    NobodyLeads,
+    first_lines,
+    not_leading,
+)
 from durable_spark.hooks._standalone_pages import (
     Driver,
     View,
@@ -40,8 +47,6 @@ from durable_spark.hooks._standalone_pages import (
     labels_of,
     listed_drivers,
     local_time_of,
-    log_text,
-    parse_page,
     state_of,
     tail,
 )
@@ -61,7 +66,6 @@ from durable_spark.jobs import (
     JobState,
     JobStatus,
     OwnedJob,
-    RequestRefused,
     SparkJob,
     Submission,
     SubmissionRefused,
@@ -70,20 +74,6 @@ from durable_spark.jobs import (
 
 __all__ = ["StandaloneHook"]
 
-RPC_PORT = 7077
-REST_PORT = 6066
-UI_PORT = 8080
-
-PAGE_LIMIT = 64 << 20
-"""
-Bytes that a page may have.
-
-Indented as Spark sends it, a driver takes 320 to 400 bytes of ``/json/``, an application 370 to 450, a
-worker 400 to 500 (4.3.0). 10,000 followed drivers, with an application each, on 1,000 workers: 9 MB.
-"""
-REST_LIMIT = 1 << 20
-"""Bytes that an answer of the REST server may have; one with a stack trace has a few thousand."""
-LOG_CHUNK = 64 << 10
 COMMAND_LIMIT = 1 << 20
 """Bytes of a log that are read in search of the end of the launch command; usually it takes 3,000."""
 CONCURRENCY = 16
@@ -95,35 +85,8 @@ TIME_ZONES = 15 * 3600.0
 WORKER_REMEMBERS = 900
 """A worker's page that lists more drivers may have dropped some (``spark.worker.ui.retainedDrivers``, 1000)."""
 
-_NOBODY = "driver-00000000000000-0000"
-"""A valid ID that no driver has."""
-_NOT_LEADING = re.compile(r"(?i)current state is not alive|in ALIVE state")
-"""How a standby or recovering master answers (``Utils.BACKUP_STANDALONE_MASTER_PREFIX``; tried on 4.3.0)."""
 
 _T = TypeVar("_T")
-
-
-class _Master(NamedTuple):
-    address: str
-    rest: str
-    ui: str
-
-
-class _Settings(NamedTuple):
-    """What the connection says, checked."""
-
-    masters: Sequence[_Master]
-    poll_interval: float
-    headers: Mapping[str, str]
-    ca: str | None
-
-    @property
-    def master_url(self) -> str:
-        return "spark://" + ",".join(master.address.removeprefix("spark://") for master in self.masters)
-
-
-class _NobodyLeads(ClusterUnreachable):
-    """All masters answered, and none is the leader."""
 
 
 class _Untold(Exception):
@@ -152,25 +115,21 @@ class StandaloneHook(JobHook):
 
     def __init__(self, conn_id: str) -> None:
         super().__init__(conn_id)
-        self._read: _Settings | None = None
-        self._client: HttpClient | None = None
-        self._leader: _Master | None = None
+        self._masters = Masters(conn_id, poll_interval=self.default_poll_interval)
         self._unsent: dict[str, Mapping[str, Any]] = {}
         self._page_is_out = False
 
     async def aclose(self) -> None:
         """Close the HTTP session."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._masters.aclose()
 
     async def cluster(self) -> Sequence[str]:
         """Return the masters, as ``spark://host:port``, in the connection's order."""
-        return [master.address for master in (await self._settings()).masters]
+        return [master.address for master in (await self._masters.settings()).masters]
 
     async def poll_interval(self) -> float:
         """Return the connection's extra ``poll-interval``, or the default."""
-        return (await self._settings()).poll_interval
+        return (await self._masters.settings()).poll_interval
 
     # --- submit
 
@@ -181,11 +140,11 @@ class StandaloneHook(JobHook):
         The evidence: ``last_completed``, the driver that completed last; ``newest``, the highest number of a
         driver; ``workers``, a digest of the workers.
         """
-        settings = await self._settings()
+        settings = await self._masters.settings()
         defaults = await self._properties_file(job)
         build_request(job, submission, master=settings.master_url, defaults=defaults, version="unknown")
-        view = await self._first_view()
-        version = await self._reach_rest(await self._master_of(view))
+        view = await self._masters.first_view()
+        version = await self._masters.reach_rest(await self._masters.master_of(view))
         self._unsent[submission.token] = build_request(
             job, submission, master=settings.master_url, defaults=defaults, version=version
         )
@@ -206,34 +165,13 @@ class StandaloneHook(JobHook):
             await self.prepare(job, submission)
             request = self._unsent.pop(submission.token)
         try:
-            answer = await self._create(request)
-        except (ConnectFailed, _NobodyLeads, AuthenticationFailed, BadConfiguration):
+            answer = await self._masters.create(request)
+        except (ConnectFailed, NobodyLeads, AuthenticationFailed, BadConfiguration):
             self._unsent[submission.token] = request  # certainly not submitted
             raise
         except ClusterUnreachable as error:
             return await self._find_after(error, submission)
         return _accepted(answer)
-
-    async def _create(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Send the request to the leader; on to its successor only when it certainly did not take it."""
-        leader = self._leader or await self._leader_by_rest()
-        try:
-            answer = await self._post_create(leader, request)
-            if not _not_leading(answer):
-                return answer
-        except ConnectFailed:
-            if len((await self._settings()).masters) == 1:
-                raise
-        answer = await self._post_create(await self._leader_by_rest(), request)
-        if _not_leading(answer):
-            raise _NobodyLeads("no master takes submissions now: the leadership is changing hands")
-        return answer
-
-    async def _post_create(self, master: _Master, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        answer = await self._ask("POST", f"{master.rest}/v1/submissions/create", limit=REST_LIMIT, body=request)
-        if 400 <= answer.status < 500 and answer.status not in (401, 403, 429):
-            raise SubmissionRefused(f"the master refused the submission ({answer.status}): {await _said(answer)}")
-        return await answer.expect_ok().json()
 
     async def _find_after(self, error: ClusterUnreachable, submission: Submission) -> JobRef:
         """Settle what became of a request that was sent and not answered."""
@@ -248,7 +186,9 @@ class StandaloneHook(JobHook):
             return found.status.job
         if isinstance(error, AnswerTimeout):
             raise SubmissionUncertain(f"{error}; no driver has come of it, but one still may") from error
-        raise error
+        raise ClusterUnreachable(
+            f"{error}; no driver has come of it: nothing was submitted", retry_after=error.retry_after
+        ) from error
 
     async def _properties_file(self, job: SparkJob) -> Mapping[str, str]:
         if not job.properties_file:
@@ -271,28 +211,33 @@ class StandaloneHook(JobHook):
         completed last at the time of the intent is still listed, the leader has forgotten nothing since (it drops
         the oldest first, and all when it restarts), and the list is complete. Else the workers are asked which
         drivers they ran; that list is complete if they are still the same workers.
+
+        What no look can rule out: a request that is sent later than ``settle_time`` after the intent (its sender was
+        suspended; the store fences it), and workers that were told to remember fewer than 1000 drivers
+        (``spark.worker.ui.retainedDrivers``).
         """
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self.queue_patience
+        started = loop.time()
         known: dict[str, Mapping[str, str]] = {}
         while True:
-            view = await self._agreed_view()
+            view = await self._masters.agreed_view()
             matches, untold = await self._look(view, submission, known)
             if matches:
                 return _found(matches, view)
-            unsettled = self.settle_time - (view.time - (submission.cluster_time or 0.0))
-            if any(reason.queued for reason in untold) and loop.time() < give_up:
+            waited = loop.time() - started
+            age = max(waited, view.time - (submission.cluster_time or 0.0))
+            if any(reason.queued for reason in untold) and waited < self.queue_patience:
                 await asyncio.sleep(1.0)
             elif untold:
                 raise _uncertain(untold, submission, view)
-            elif unsettled > 0:
-                await asyncio.sleep(min(unsettled, self.settle_time))
+            elif age < self.settle_time:
+                await asyncio.sleep(self.settle_time - age)
             else:
                 return Absent()
 
     async def find_owned(self, deployment: str, owner: str | None = None) -> Sequence[OwnedJob]:
         """Return the live drivers with these labels; those whose launch command cannot be read are left out."""
-        view = await self._leading_view()
+        view = await self._masters.leading_view()
         owned: list[OwnedJob] = []
 
         async def look(driver: Driver) -> None:
@@ -348,9 +293,8 @@ class StandaloneHook(JobHook):
     async def _drivers_of_workers(self, view: View, submission: Submission, untold: list[_Untold]) -> Mapping[str, str]:
         """Return the drivers that the workers ran, each with its worker; note why the list may not be complete."""
         if not view.fleet or view.fleet != submission.evidence.get("workers"):
-            untold.append(
-                _Untold("the master has forgotten completed drivers, and its workers have changed", permanent=True)
-            )
+            why = "the master may have forgotten drivers, and its workers are not those that it had"
+            untold.append(_Untold(why, permanent=not view.dead))  # a dead worker may come back
         ran: dict[str, str] = {}
 
         async def read(worker: str) -> None:
@@ -358,7 +302,7 @@ class StandaloneHook(JobHook):
                 untold.append(_Untold(f"{worker} is not alive"))
                 return
             try:
-                page = (await self._ask("GET", f"{view.workers[worker]}/", limit=PAGE_LIMIT)).expect_ok()
+                page = (await self._masters.ask("GET", f"{view.workers[worker]}/", limit=PAGE_LIMIT)).expect_ok()
             except DurableJobError as error:
                 untold.append(_Untold(f"the page of {worker} cannot be read: {error}"))
                 return
@@ -367,7 +311,7 @@ class StandaloneHook(JobHook):
                 untold.append(_Untold(f"{worker} may have forgotten drivers", permanent=True))
             ran.update(dict.fromkeys(listed, worker))
 
-        await _for_each(read, view.workers)
+        await _for_each(read, view.workers.keys() - view.dead)
         return ran
 
     async def _labels(self, driver: Driver, view: View) -> Mapping[str, str]:
@@ -396,7 +340,7 @@ class StandaloneHook(JobHook):
         for offset in range(0, COMMAND_LIMIT, LOG_CHUNK):
             if offset >= length:
                 break
-            chunk = await self._log_page(worker, driver.id, offset=offset)
+            chunk = await self._masters.log_page(worker, driver.id, offset=offset)
             if chunk is None and not driver.live:
                 raise _Untold(f"the log of {driver.id} has been removed", permanent=True)
             if chunk is None:
@@ -419,8 +363,8 @@ class StandaloneHook(JobHook):
         if not ours:
             return statuses
         try:
-            view = await self._leading_view()
-        except _NobodyLeads:
+            view = await self._masters.leading_view()
+        except NobodyLeads:
             raise
         except ClusterError as error:
             return {**statuses, **await self._poll_by_rest(ours, error)}
@@ -437,16 +381,18 @@ class StandaloneHook(JobHook):
 
     async def _ask_about_rest(self, view: View, jobs: Sequence[JobRef], statuses: dict[JobRef, JobStatus]) -> None:
         """Ask the REST server for the reason of failures, and for the drivers that the page does not list."""
-        leader = await self._master_of(view)
+        leader = await self._masters.master_of(view)
 
         async def ask(job: JobRef) -> None:
             listed = statuses.get(job)
             try:
                 told = await self._rest_status(leader, job)
-            except ClusterError:
+            except AuthenticationFailed:
+                raise
+            except ClusterError as error:
                 if listed is None:
-                    raise
-                return  # the reason is a comfort, the state is known
+                    statuses[job] = JobStatus(job=job, state=JobState.UNKNOWN, message=str(error)[:1000])
+                return
             if listed is None:
                 statuses[job] = told
             elif told.message:
@@ -456,7 +402,7 @@ class StandaloneHook(JobHook):
 
     async def _poll_by_rest(self, jobs: Sequence[JobRef], error: ClusterError) -> Mapping[JobRef, JobStatus]:
         try:
-            leader = await self._leader_by_rest()
+            leader = await self._masters.leader_by_rest()
         except ClusterError:
             raise error from None
         if not self._page_is_out:
@@ -470,14 +416,14 @@ class StandaloneHook(JobHook):
         await _for_each(ask, jobs)
         return statuses
 
-    async def _rest_status(self, leader: _Master, job: JobRef) -> JobStatus:
-        told = await self._get_status(leader, job.id)
-        message = _first_lines(told.get("message"))
+    async def _rest_status(self, leader: Master, job: JobRef) -> JobStatus:
+        told = await self._masters.get_status(leader, job.id)
+        message = first_lines(told.get("message"))
         if told.get("success") is True:
             raw = str(told.get("driverState"))[:40]
             return JobStatus(job=job, state=state_of(raw), raw=raw, message=message)
-        if _not_leading(told):
-            raise _NobodyLeads(f"{leader.address} does not lead any more: {message}")
+        if not_leading(told):
+            raise NobodyLeads(f"{leader.address} does not lead any more: {message}")
         if told.get("success") is False and not message:
             return JobStatus(job=job, state=JobState.ABSENT, raw="not known to the master")
         raise InvalidAnswer(f"{leader.rest} says neither yes nor no about {job.id}: {message}")
@@ -488,25 +434,17 @@ class StandaloneHook(JobHook):
         """Have the leader kill a driver. One that has ended, or is not known, is none of its business, nor an error."""
         if not is_driver_id(job.id):
             return
-        leader = await self._leader_by_rest()
-        answer = await self._ask("POST", f"{leader.rest}/v1/submissions/kill/{job.id}", limit=REST_LIMIT)
-        if 400 <= answer.status < 500 and answer.status not in (401, 403, 429):
-            raise RequestRefused(f"the master refused to kill {job.id} ({answer.status}): {await _said(answer)}")
-        told = await answer.expect_ok().json()
-        if _not_leading(told):
-            raise _NobodyLeads(f"{leader.address} cannot kill now: {_first_lines(told.get('message'))}")
-        if not isinstance(told.get("success"), bool):
-            raise InvalidAnswer(f"{leader.rest} did not say whether it kills {job.id}")
+        await self._masters.kill(job.id)
 
     async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
         """Return the last lines of the driver's ``stderr``, from the last 64 KiB of it."""
         if not is_driver_id(job.id):
             return ()
         try:
-            view = await self._leading_view()
+            view = await self._masters.leading_view()
             driver = view.drivers.get(job.id)
             worker = view.workers.get(driver.worker) if driver else None
-            page = await self._log_page(worker, job.id) if worker else None
+            page = await self._masters.log_page(worker, job.id) if worker else None
         except DurableJobError as error:
             self.log.info("The log of %s cannot be read: %s", job.id, error)
             return ()
@@ -514,189 +452,10 @@ class StandaloneHook(JobHook):
 
     async def check(self) -> str:
         """Reach the leader's page and its REST server with the connection's credentials."""
-        view = await self._first_view()
-        leader = await self._master_of(view)
-        version = await self._reach_rest(leader)
+        view = await self._masters.first_view()
+        leader = await self._masters.master_of(view)
+        version = await self._masters.reach_rest(leader)
         return f"Spark {version}: {leader.address} leads, {len(view.alive)} workers are alive"
-
-    # --- the masters
-
-    async def _first_view(self) -> View:
-        """Return the leader's page; when there is none to be had, find out whether its port is wrong."""
-        try:
-            return await self._agreed_view()
-        except (_NobodyLeads, AuthenticationFailed):
-            raise
-        except ClusterUnreachable as error:
-            try:
-                leader = await self._leader_by_rest()
-            except DurableJobError:
-                raise error from None
-            raise BadConfiguration(
-                f"the REST server {leader.rest} answers, but not the master's page ({error}): set the extra 'ui-port' "
-                "(and 'ui-scheme') to the address of the master's web UI, and let Airflow reach it"
-            ) from error
-
-    async def _leading_view(self) -> View:
-        """Return the leader's page, from the last known leader if it still leads."""
-        if self._leader is not None:
-            try:
-                view = await self._view(self._leader)
-            except ClusterError:
-                pass
-            else:
-                if view.leading:
-                    return view
-        return await self._agreed_view()
-
-    async def _agreed_view(self) -> View:
-        """
-        Return the leader's page, all masters asked.
-
-        :raises ClusterUnreachable: when none leads, or more than one says so.
-        """
-        masters = (await self._settings()).masters
-        views, errors = await _all(self._view(master) for master in masters)
-        leading = [view for view in views if view.leading]
-        if len(leading) == 1:
-            self._leader = await self._master_of(leading[0])
-            return leading[0]
-        self._leader = None
-        if leading:
-            raise _NobodyLeads(f"more than one master leads: {', '.join(view.address for view in leading)}")
-        _raise_first(errors, BadConfiguration, AuthenticationFailed)
-        if views:
-            states = ", ".join(f"{view.address} is {view.raw}" for view in views)
-            raise _NobodyLeads(f"no master leads now: {'; '.join([states, *map(str, errors)])}")
-        _raise_first(errors, DurableJobError)
-        raise AssertionError("a connection has a master")
-
-    async def _leader_by_rest(self) -> _Master:
-        """Return the leader, found without the masters' pages."""
-        masters = (await self._settings()).masters
-        answers, errors = await _all(self._leads(master) for master in masters)
-        leading = [master for master, leads in answers if leads]
-        if len(leading) == 1:
-            return leading[0]
-        if leading:
-            raise _NobodyLeads(f"more than one master leads: {', '.join(master.address for master in leading)}")
-        _raise_first(errors, BadConfiguration, AuthenticationFailed)
-        if answers:
-            raise _NobodyLeads(f"no master leads now: {'; '.join(['standby or recovering', *map(str, errors)])}")
-        _raise_first(errors, DurableJobError)
-        raise AssertionError("a connection has a master")
-
-    async def _leads(self, master: _Master) -> tuple[_Master, bool]:
-        return master, not _not_leading(await self._get_status(master, _NOBODY))
-
-    async def _master_of(self, view: View) -> _Master:
-        return next(master for master in (await self._settings()).masters if master.ui == view.address)
-
-    async def _reach_rest(self, master: _Master) -> str:
-        """
-        Return Spark's version from a master's REST server.
-
-        :raises BadConfiguration: when something else is there, or nothing at all although the master's page answers.
-        """
-        try:
-            told = await self._get_status(master, _NOBODY)
-        except ConnectFailed as error:
-            raise BadConfiguration(
-                f"the master's page answers, but not its REST server ({error}): set spark.master.rest.enabled=true on "
-                "the master, or the extra 'rest-port' to the value of its spark.master.rest.port"
-            ) from error
-        except ConnectionLost as error:
-            raise BadConfiguration(f"{error}: {_wrong_rest_port(master)}") from error
-        except InvalidAnswer as error:
-            raise BadConfiguration(f"{error}. {_wrong_rest_port(master)}") from error
-        if told.get("action") != "SubmissionStatusResponse":
-            raise BadConfiguration(f"{master.rest} does not answer as a REST server: {_wrong_rest_port(master)}")
-        return str(told.get("serverSparkVersion", "unknown"))[:40]
-
-    # --- requests
-
-    async def _view(self, master: _Master) -> View:
-        answer = (await self._ask("GET", f"{master.ui}/json/", limit=PAGE_LIMIT)).expect_ok()
-        time = answer.date
-        if time is None:
-            raise InvalidAnswer(f"{answer.url} does not tell the time (header Date)")
-        return await answer.parse(lambda page: parse_page(page, address=master.ui, time=time))
-
-    async def _get_status(self, master: _Master, driver_id: str) -> Mapping[str, Any]:
-        answer = await self._ask("GET", f"{master.rest}/v1/submissions/status/{driver_id}", limit=REST_LIMIT)
-        told = await answer.expect_ok().json()
-        if told.get("submissionId") != driver_id:
-            raise InvalidAnswer(f"{answer.url} answered about {str(told.get('submissionId'))[:80]!r}")
-        return told
-
-    async def _log_page(self, worker: str, driver_id: str, *, offset: int | None = None) -> tuple[str, int] | None:
-        where = "" if offset is None else f"&offset={offset}"
-        url = f"{worker}/log/?driverId={driver_id}&logType=stderr&byteLength={LOG_CHUNK}{where}"
-        answer = await self._ask("GET", url, limit=8 * LOG_CHUNK, timeout=5.0)
-        return log_text(answer.expect_ok().text)
-
-    async def _ask(
-        self,
-        method: str,
-        url: str,
-        *,
-        limit: int,
-        body: Any = None,
-        timeout: float | None = None,
-    ) -> Answer:
-        """Send a request; the bearer token goes along to the configured masters only."""
-        settings = await self._settings()
-        if self._client is None:
-            tls = await ssl_context(settings.ca) if settings.ca else None
-            self._client = HttpClient(tls=tls)
-        masters = {origin for master in settings.masters for origin in (master.rest, master.ui)}
-        parts = urlsplit(url)
-        headers = settings.headers if f"{parts.scheme}://{parts.netloc}" in masters else None
-        return await self._client.request(method, url, limit=limit, body=body, headers=headers, timeout=timeout)
-
-    async def _settings(self) -> _Settings:
-        if self._read is None:
-            connection = await read_connection(self.conn_id)
-            extras = Extras(connection)
-            self._read = _Settings(
-                masters=_masters(master_url(connection), extras),
-                poll_interval=extras.seconds("poll-interval", self.default_poll_interval),
-                headers={"Authorization": f"Bearer {connection.password}"} if connection.password else {},
-                ca=extras.text("ca"),
-            )
-        return self._read
-
-
-def _masters(url: str, extras: Extras) -> Sequence[_Master]:
-    scheme, _, rest = url.partition("://")
-    if scheme.lower() != "spark":
-        raise BadConfiguration(f"{url[:200]!r} is not the URL of a standalone master: give spark://host:7077")
-    addresses = [_address(part) for part in rest.split(",")]
-    rest_scheme = extras.choice("rest-scheme", ("http", "https"))
-    ui_scheme = extras.choice("ui-scheme", ("http", "https"))
-    rest_ports = extras.ports("rest-port", REST_PORT, count=len(addresses))
-    ui_ports = extras.ports("ui-port", UI_PORT, count=len(addresses))
-    masters = [
-        _Master(f"spark://{host}:{port}", f"{rest_scheme}://{host}:{rest_port}", f"{ui_scheme}://{host}:{ui_port}")
-        for (host, port), rest_port, ui_port in zip(addresses, rest_ports, ui_ports, strict=True)
-    ]
-    if len({master.ui for master in masters}) < len(masters):
-        raise BadConfiguration(
-            f"several masters of {url[:200]!r} have the same web address: give a port for each in 'rest-port' and "
-            "'ui-port', separated by commas"
-        )
-    return masters
-
-
-def _address(text: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{text.strip()}")
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    if not re.fullmatch(r"[\w.:-]+", host, re.ASCII) or parts.username is not None or parts.path or parts.query:
-        raise BadConfiguration(f"{text[:200]!r} in the connection's host is not a master's address: give host:7077")
-    return (f"[{host}]" if ":" in host else host), port or RPC_PORT
 
 
 def _candidates(view: View, submission: Submission, *, complete: bool) -> Sequence[Driver]:
@@ -768,7 +527,7 @@ def _uncertain(untold: Sequence[_Untold], submission: Submission, view: View) ->
 
 def _accepted(answer: Mapping[str, Any]) -> JobRef:
     if answer.get("success") is not True:
-        raise SubmissionRefused(f"the master refused the submission: {_first_lines(answer.get('message')) or answer}")
+        raise SubmissionRefused(f"the master refused the submission: {first_lines(answer.get('message')) or answer}")
     driver_id = answer.get("submissionId")
     if not isinstance(driver_id, str) or not is_driver_id(driver_id):
         raise SubmissionUncertain(
@@ -777,31 +536,6 @@ def _accepted(answer: Mapping[str, Any]) -> JobRef:
             permanent=True,
         )
     return JobRef(driver_id)
-
-
-def _not_leading(answer: Mapping[str, Any]) -> bool:
-    return answer.get("success") is False and _NOT_LEADING.search(str(answer.get("message"))) is not None
-
-
-def _wrong_rest_port(master: _Master) -> str:
-    port = urlsplit(master.rest).port
-    rpc = urlsplit(master.address).port
-    if port == rpc:
-        return f"{port} is the master's RPC port, set the extra 'rest-port' to its REST port (usually {REST_PORT})"
-    return f"set the extra 'rest-port' (and 'rest-scheme') to the master's REST server (usually {REST_PORT})"
-
-
-def _first_lines(message: object) -> str:
-    """Return a message of the REST server without its stack trace, bounded."""
-    lines = [line for line in str(message or "").splitlines() if not line.startswith("\t")]
-    return "\n".join(lines)[:2000].strip()
-
-
-async def _said(answer: Answer) -> str:
-    try:
-        return _first_lines((await answer.json()).get("message")) or answer.excerpt
-    except InvalidAnswer:
-        return answer.excerpt
 
 
 async def _for_each(call: Callable[[_T], Awaitable[None]], items: Iterable[_T]) -> None:
@@ -818,23 +552,3 @@ async def _for_each(call: Callable[[_T], Awaitable[None]], items: Iterable[_T]) 
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def _all(calls: Iterable[Awaitable[_T]]) -> tuple[Sequence[_T], Sequence[DurableJobError]]:
-    """Return the results, and our own errors; any other one is raised."""
-    results: list[_T] = []
-    errors: list[DurableJobError] = []
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(outcome, DurableJobError):
-            errors.append(outcome)
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            results.append(outcome)
-    return results, errors
-
-
-def _raise_first(errors: Sequence[DurableJobError], *kinds: type[DurableJobError]) -> None:
-    for error in errors:
-        if isinstance(error, kinds):
-            raise error
