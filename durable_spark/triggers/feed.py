@@ -134,8 +134,8 @@ class Feed:
     async def pause(self) -> None:
         """Return when the next poll is due: the shortest interval asked for, sooner for jobs never asked about."""
         started = time.monotonic()
-        wanted = [s.interval for group in self._subscriptions.values() for s in group if s.interval is not None]
-        interval = min([self._interval, *wanted])
+        wanted = {s.interval for group in self._subscriptions.values() for s in group}
+        interval = min((self._interval if each is None else each for each in wanted), default=self._interval)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._newcomer.wait(), interval)
             await asyncio.sleep(max(0.0, min(_NEWCOMER_PAUSE, interval) - (time.monotonic() - started)))

@@ -45,7 +45,7 @@ class PolledHook(MemoryHook):
         return self.names
 
     async def poll_interval(self) -> float:
-        return 1.0
+        return INTERVAL
 
     async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
         self.contexts.add(whose_context.get())
@@ -119,6 +119,15 @@ async def test_the_shortest_interval_asked_for_wins(hook: type[PolledHook]) -> N
             await state(quick)
             hook.states = {**hook.states, "slow": JobState.FAILED}
             assert await state(slow) is JobState.FAILED
+
+
+async def test_a_longer_interval_than_the_connections_can_be_asked_for(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    async with follow(hook, "job", interval=60) as subscription:
+        await state(subscription)
+        polls = len(hook.polls)
+        assert not await subscription.changed(10 * INTERVAL)
+        assert len(hook.polls) == polls
 
 
 async def test_errors_are_told_once_and_outlived(hook: type[PolledHook]) -> None:
