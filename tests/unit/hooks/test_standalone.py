@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from durable_spark.hooks import _http, standalone
+from durable_spark.hooks._standalone_masters import PAGE_LIMIT
 from durable_spark.hooks._standalone_pages import listed_drivers
 from durable_spark.jobs import (
     Absent,
@@ -811,7 +812,7 @@ async def test_10_000_drivers(cluster: FakeCluster, hook: QuickHook) -> None:
     jobs = [JobRef(cluster.ran(driver(n, "RUNNING"), None)["id"]) for n in range(10_000)]
     app = {"id": "app-20261123031302-0000", "name": "x" * 40, "state": "RUNNING", "submitdate": "x" * 28}
     body = json.dumps(cluster.master.page | {"activeapps": [app | {"filler": "y" * 250}] * 10_000}, indent=2)
-    assert len(body) < standalone.PAGE_LIMIT / 4
+    assert len(body) < PAGE_LIMIT / 4
     cluster.master.ui = fixed(200, body, Date="Mon, 23 Nov 2026 03:20:15 GMT")
     lag = 0.0
 
