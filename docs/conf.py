@@ -15,6 +15,7 @@ exclude_patterns = ["_build", "examples"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_fence_as_directive = ["mermaid"]  # plain fences, which code hosts draw, too
 myst_heading_anchors = 3
+highlight_language = "none"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -1,4 +1,4 @@
-"""A Dag whose task is a job of the job service; connection ``processes``: host and port of the service."""
+"""A Dag whose task is a job of the job service, by the connection ``processes``."""
 
 from __future__ import annotations
 

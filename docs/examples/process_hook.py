@@ -36,20 +36,20 @@ class ProcessHook(JobHook):
         try:
             connection = await BaseHook.aget_connection(self.conn_id)
         except AirflowNotFoundException as error:
-            raise jobs.BadConfiguration(f"there is no Airflow connection {self.conn_id!r}") from error
+            raise jobs.BadConfiguration(f"there is no connection {self.conn_id!r}") from error
         return [f"http://{connection.host}:{connection.port}"]
 
     async def prepare(self, job: Any, submission: Submission) -> Submission:
-        command = job.get("command") if isinstance(job, Mapping) else None
-        if not isinstance(command, list) or not command or not all(isinstance(part, str) for part in command):
-            raise jobs.BadArguments(f'job: give {{"command": ["program", "argument", …]}}, not {job!r:.100}')
+        if not isinstance(job, Mapping) or not _is_command(job.get("command")):
+            raise jobs.BadArguments('job: give {"command": ["program", "argument", …]}')
         instance, _ = await self._list()
         ref = JobRef(f"airflow-{submission.token}")
         return dataclasses.replace(submission, job=ref, evidence={"instance": instance})
 
     async def submit(self, job: Any, submission: Submission) -> JobRef:
         ref = submission.job or JobRef("")
-        code, answer = await self._ask("PUT", f"/jobs/{ref}", json={"command": job["command"]})
+        body = {"command": job["command"]}
+        code, answer = await self._ask("PUT", f"/jobs/{ref}", json=body)
         if code not in (201, 409):  # 409: an earlier request has come through
             raise jobs.SubmissionRefused(f"the service answered {code}: {answer}")
         return ref
@@ -61,7 +61,8 @@ class ProcessHook(JobHook):
             return jobs.Found(status=_status(ref, states))
         if instance == submission.evidence.get("instance"):
             return jobs.Absent()
-        raise jobs.SubmissionUncertain(f"the service was restarted, {ref} may have run before", permanent=True)
+        why = f"the service was restarted, {ref} may have run before"
+        raise jobs.SubmissionUncertain(why, permanent=True)
 
     async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
         _, states = await self._list() if jobs else ("", {})
@@ -72,8 +73,10 @@ class ProcessHook(JobHook):
             await self._ask("DELETE", f"/jobs/{job}")
 
     async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
+        if not _NAME.fullmatch(job.id):
+            return ()
         try:
-            _, answer = await self._ask("GET", f"/jobs/{job}/log") if _NAME.fullmatch(job.id) else (404, {})
+            _, answer = await self._ask("GET", f"/jobs/{job}/log")
         except jobs.ClusterError:
             return ()
         return [str(line) for line in answer.get("lines", ())][-lines:]
@@ -86,26 +89,32 @@ class ProcessHook(JobHook):
         _, answer = await self._ask("GET", "/jobs")
         instance, states = answer.get("instance"), answer.get("jobs")
         if not isinstance(instance, str) or not isinstance(states, dict):
-            raise jobs.InvalidAnswer("GET /jobs did not answer with an instance and its jobs")
+            raise jobs.InvalidAnswer("GET /jobs: no instance, or no jobs, in the answer")
         return instance, states
 
-    async def _ask(self, method: str, path: str, **options: Any) -> tuple[int, Mapping[str, Any]]:
+    async def _ask(self, method: str, path: str, **more: Any) -> tuple[int, Mapping[str, Any]]:
         url = (await self.cluster())[0] + path
         body = b""
         try:
-            async with ClientSession(timeout=_TIMEOUT) as http, http.request(method, url, **options) as response:
+            http = ClientSession(timeout=_TIMEOUT)
+            async with http, http.request(method, url, **more) as response:
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > _LIMIT:
-                        raise jobs.InvalidAnswer(f"{url} answered with more than {_LIMIT} bytes")
+                        raise jobs.InvalidAnswer(f"{url} answered with too many bytes")
             answer = json.loads(body or b"{}")
         except (ClientError, asyncio.TimeoutError) as error:
-            raise jobs.ClusterUnreachable(f"{method} {url}: {error or type(error).__name__}") from error
+            why = str(error) or type(error).__name__
+            raise jobs.ClusterUnreachable(f"{method} {url}: {why}") from error
         except ValueError as error:
-            raise jobs.InvalidAnswer(f"{url} answered {response.status}, not with JSON") from error
+            raise jobs.InvalidAnswer(f"{url}: {response.status}, not JSON") from error
         if response.status >= 500 or not isinstance(answer, dict):
-            raise jobs.InvalidAnswer(f"{url} answered {response.status}: {answer!r:.200}")
+            raise jobs.InvalidAnswer(f"{url}: {response.status}, {answer!r:.200}")
         return response.status, answer
+
+
+def _is_command(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(part, str) for part in value)
 
 
 def _status(job: JobRef, states: Mapping[str, Any]) -> JobStatus:

@@ -1,13 +1,15 @@
 """
-A tiny job service for the documentation and its tests: it runs commands, on loopback, for whoever asks.
+A tiny job service for the documentation and its tests.
+
+It runs commands, on loopback, for whoever asks.
 
 The client names a job, so a submission that is sent twice is one job.
 
 ``PUT /jobs/{name}``
     ``{"command": ["program", "argument"]}`` starts it: 201; 409 when there is a job of that name.
 ``GET /jobs``
-    ``{"instance": …, "jobs": {name: state}}``: all jobs, ``running``, ``succeeded``, ``failed`` or ``killed``, and
-    the instance, another one after each start of the service: it has forgotten its jobs then.
+    ``{"instance": …, "jobs": {name: state}}``: all jobs, ``running``, ``succeeded``, ``failed``
+    or ``killed``, and the instance, another one after each start: it has forgotten its jobs then.
 ``DELETE /jobs/{name}``
     kills it: 204, also when it has ended; 404 when there is none.
 ``GET /jobs/{name}/log``
@@ -24,8 +26,9 @@ import os
 import secrets
 import signal
 import tempfile
-from asyncio.subprocess import DEVNULL
+from asyncio.subprocess import DEVNULL, create_subprocess_exec
 from collections.abc import AsyncIterator
+from typing import Any
 
 from aiohttp import web
 
@@ -40,10 +43,9 @@ class Job:
         self.killed = False
 
     async def run(self, command: list[str]) -> None:
+        where: dict[str, Any] = {"stdin": DEVNULL, "stdout": self.output, "stderr": self.output}
         try:
-            self.process = await asyncio.create_subprocess_exec(
-                *command, stdin=DEVNULL, stdout=self.output, stderr=self.output, preexec_fn=os.setpgrp
-            )
+            self.process = await create_subprocess_exec(*command, **where, preexec_fn=os.setpgrp)
         except OSError as error:
             self.output.write(f"{error}\n".encode())
             self.exit_code = 127
@@ -67,7 +69,8 @@ class Job:
 
     def last_lines(self) -> list[str]:
         size = os.fstat(self.output.fileno()).st_size
-        return os.pread(self.output.fileno(), 65536, max(0, size - 65536)).decode(errors="replace").splitlines()
+        end = os.pread(self.output.fileno(), 65536, max(0, size - 65536))
+        return end.decode(errors="replace").splitlines()
 
 
 class Service:

@@ -37,7 +37,7 @@ def service(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 def _start(server: Server, port: int) -> None:
     server.start()
-    wait_until(lambda: bool(_jobs(port) is not None), 30, "the job service", servers=[server])
+    wait_until(lambda: _jobs(port) is not None, 30, "the job service", servers=[server])
 
 
 def _jobs(port: int) -> list[str]:
@@ -58,7 +58,8 @@ class TestProcessHook(JobHookContract):
 
     @pytest.fixture
     def dead_connection(self) -> dict[str, Any]:
-        return {"conn_type": "http", "host": "127.0.0.1", "port": free_port(), "password": "hush-hush-hush"}
+        port = free_port()
+        return {"conn_type": "http", "host": "127.0.0.1", "port": port, "password": "hush-hush-hush"}
 
     @pytest.fixture
     def job_that_succeeds(self) -> dict[str, Any]:
