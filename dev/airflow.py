@@ -364,6 +364,10 @@ class Airflow:
         """Let the Dag run."""
         self.api("PATCH", f"/dags/{quote(dag, safe='')}", {"is_paused": False})
 
+    def pause(self, dag: str) -> None:
+        """Schedule no task of a Dag any more, no retry either; what runs or is deferred goes on."""
+        self.api("PATCH", f"/dags/{quote(dag, safe='')}", {"is_paused": True})
+
     def trigger(self, dag: str, *, conf: Mapping[str, Any] | None = None, run: str | None = None) -> str:
         """Wait until the Dag is there, unpause it, start a run with ``conf`` as its params, and return the run's ID."""
         self.wait_for_dag(dag)

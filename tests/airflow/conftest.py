@@ -36,8 +36,6 @@ class Stage:
 
     def run(self, dag: str, **conf: str) -> Run:
         """Trigger a run."""
-        self.airflow.wait_for_dag(dag)
-        self.airflow.unpause(dag)
         before = {driver.id for driver in self.cluster.drivers()}
         return Run(self, dag, self.airflow.trigger(dag, conf=conf, run=f"run-{uuid.uuid4().hex[:8]}"), before)
 
@@ -132,7 +130,7 @@ def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPa
                 name: json.dumps({**connection, "extra": json.dumps(connection["extra"])})
                 for name, connection in connections.items()
             },
-            config=IMPATIENT,
+            config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60}},
         ) as airflow:
             yield Stage(airflow, standalone_cluster, execution_api, rest)
     shutil.rmtree(dags, ignore_errors=True)
