@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dev.proxy import Proxy
 if TYPE_CHECKING:
     from dev.spark import Driver, StandaloneCluster
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 ENDED = {"success", "failed"}
 
 
@@ -33,11 +35,14 @@ class Stage:
     """Between workers and Airflow's execution API."""
     rest: Proxy
     """Between the connection ``spark_proxied`` and the master's REST server."""
+    processes: Proxy
+    """Between the connection ``processes`` and the job service of the page on writing a hook."""
+    service_port: int
 
-    def run(self, dag: str, **conf: str) -> Run:
+    def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
         """Trigger a run."""
         before = {driver.id for driver in self.cluster.drivers()}
-        return Run(self, dag, self.airflow.trigger(dag, conf=conf, run=f"run-{uuid.uuid4().hex[:8]}"), before)
+        return Run(self, dag, self.airflow.trigger(dag, conf=conf, run=f"run-{uuid.uuid4().hex[:8]}"), before, task)
 
 
 @dataclasses.dataclass
@@ -48,7 +53,7 @@ class Run:
     dag: str
     id: str
     _before: set[str]
-    task: str = "job"
+    task: str
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -109,18 +114,19 @@ class Run:
 @pytest.fixture(scope="session")
 def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     dags = tmp_path_factory.mktemp("dags")
-    for folder in (Path(__file__).parent / "dags", Path(durable_spark.example_dags.__file__).parent):
-        for file in folder.glob("*.py"):
-            (dags / file.name).symlink_to(file)
-    port = free_port()
+    own, shipped = Path(__file__).parent / "dags", Path(durable_spark.example_dags.__file__).parent
+    for file in (*own.glob("*.py"), *shipped.glob("*.py"), EXAMPLES / "process_dag.py"):
+        (dags / file.name).symlink_to(file)
+    port, service_port = free_port(), free_port()
     with (
         Proxy(f"http://127.0.0.1:{port}") as execution_api,
         Proxy(f"http://127.0.0.1:{standalone_cluster.master.rest_port}") as rest,
+        Proxy(f"http://127.0.0.1:{service_port}") as processes,
     ):
         connections = {
             "spark_default": standalone_cluster.connection(),
             "spark_proxied": standalone_cluster.connection(rest_port=str(rest.port)),
-            "spark_nowhere": {**standalone_cluster.connection(), "port": 1},
+            "processes": {"conn_type": "http", "host": "127.0.0.1", "port": processes.port, "extra": {}},
         }
         with Airflow(
             dags,
@@ -131,8 +137,9 @@ def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPa
                 for name, connection in connections.items()
             },
             config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60}},
+            env={"PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])},
         ) as airflow:
-            yield Stage(airflow, standalone_cluster, execution_api, rest)
+            yield Stage(airflow, standalone_cluster, execution_api, rest, processes, service_port)
     shutil.rmtree(dags, ignore_errors=True)
 
 
@@ -141,8 +148,8 @@ def run(stage: Stage) -> Iterator[Callable[..., Run]]:
     """Trigger a run; at the end of the test whatever it left running is ended."""
     runs: list[Run] = []
 
-    def trigger(dag: str, **conf: str) -> Run:
-        runs.append(stage.run(dag, **conf))
+    def trigger(dag: str, **options: str) -> Run:
+        runs.append(stage.run(dag, **options))
         return runs[-1]
 
     yield trigger

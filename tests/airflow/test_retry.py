@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tests.airflow.conftest import ENDED, Run, Stage
 
-_LAST_LOOK = r"/execution/task-instances/states"
+LAST_LOOK = r"/execution/task-instances/states"
 """
 What a task asks last before it defers. The deferral itself cannot be held back for this purpose: it is sent by the
 supervisor, which sends it again when the task's process is long dead.
@@ -20,7 +20,7 @@ _STORE = r"/execution/store/"
 
 def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral."""
-    with stage.execution_api.holding("GET", _LAST_LOOK) as held:
+    with stage.execution_api.holding("GET", LAST_LOOK) as held:
         life = run("life", seconds="15")
         held.wait()
         driver = life.wait_for_driver()
@@ -36,7 +36,7 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
 
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver ends before the retry looks."""
-    with stage.execution_api.holding("GET", _LAST_LOOK) as held:
+    with stage.execution_api.holding("GET", LAST_LOOK) as held:
         life = run("life", seconds="1")
         held.wait()
         stage.airflow.pause("life")
@@ -54,7 +54,7 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
 
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver fails before the retry looks."""
-    with stage.execution_api.holding("GET", _LAST_LOOK) as held:
+    with stage.execution_api.holding("GET", LAST_LOOK) as held:
         life = run("life", seconds="1", exit_code="3")
         held.wait()
         stage.airflow.pause("life")
