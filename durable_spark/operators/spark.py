@@ -52,7 +52,8 @@ class SparkJobOperator(DurableJobOperator):
     :param proxy_user: user to impersonate. (templated)
     :param name: name of the application. (templated)
     :param application_args: arguments of the application. (templated)
-    :param env_vars: environment variables of driver and executors. (templated)
+    :param env_vars: environment variables of the driver; for executors ``conf`` has ``spark.executorEnv.*``.
+        (templated)
     :param properties_file: properties file on the worker, read when the job is submitted; ``conf`` wins. (templated)
     :param supervise: let the cluster itself start the driver again when it fails.
     :param status_poll_interval: seconds between two looks at the cluster; the same as ``poll_interval``.
