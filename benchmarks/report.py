@@ -25,7 +25,7 @@ _PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 def row(name: str, seconds: Sequence[float]) -> str:
     """Return a row of a Markdown table: name, median, 95th percentile (the slowest of few), number of runs."""
-    slow = statistics.quantiles(seconds, n=20)[-1] if len(seconds) >= 20 else max(seconds)
+    slow = statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) >= 20 else max(seconds)
     median = statistics.median(seconds)
     return f"| {name} | {milliseconds(median)} | {milliseconds(slow)} | {len(seconds)} |"
 

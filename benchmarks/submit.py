@@ -51,15 +51,16 @@ def main() -> int:
         ours = [_ours(cluster, job) for _ in range(options.runs + 2)][2:]
         theirs = [_spark_submit(cluster, job) for _ in range(options.spark_submit_runs + 2)][2:]
     client = [_importing_the_client() for _ in range(6)][1:]
-    prepare, submit, whole = (list(column) for column in zip(*ours, strict=True))
+    connect, prepare, submit, whole = (list(column) for column in zip(*ours, strict=True))
     publish(
         "submit",
         [
             "| submission | median | 95 % | runs |",
             "|---|---:|---:|---:|",
+            row("ours: a new hook, its connection read", connect),
             row("ours: `prepare` (the leader's page, its REST server)", prepare),
             row("ours: `submit` (one `POST`)", submit),
-            row("**ours, all of it**, with a new hook and its connection", whole),
+            row("**ours, all of it**", whole),
             row("**`spark-submit`**, through the same REST server", theirs),
             row("ours, once per process: importing aiohttp and the hook", client),
         ],
@@ -68,18 +69,17 @@ def main() -> int:
     return 0 if statistics.median(whole) < TARGET else 1
 
 
-def _ours(cluster: StandaloneCluster, job: SparkJob) -> tuple[float, float, float]:
-    async def submit() -> tuple[float, float, float]:
+def _ours(cluster: StandaloneCluster, job: SparkJob) -> tuple[float, ...]:
+    async def submit() -> tuple[float, ...]:
         began = time.perf_counter()
         async with SparkHook("benchmark") as hook:
-            names = await hook.cluster()
+            await hook.cluster()
             connected = time.perf_counter()
             submission = await hook.prepare(job, Submission(token=new_token()))
             prepared = time.perf_counter()
             await hook.submit(job, submission)
             submitted = time.perf_counter()
-        assert names
-        return prepared - connected, submitted - prepared, time.perf_counter() - began
+        return connected - began, prepared - connected, submitted - prepared, time.perf_counter() - began
 
     before = len(cluster.drivers())
     times = asyncio.run(submit())
