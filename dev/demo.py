@@ -420,7 +420,8 @@ def _keep(demo: Demo) -> None:
     console.print(f"\nAirflow  [bold]{airflow.url}[/]  user {airflow.user}, password {airflow.password}")
     console.print(f"Spark    [bold]{demo.cluster.master.ui}[/]")
     console.print("Both stay up until Ctrl-C.")
-    signal.pause()
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 if __name__ == "__main__":
