@@ -214,8 +214,6 @@ class Link(str, enum.Enum):
     """The job on the cluster's own page."""
     LOG = "log"
     """The log of its driver."""
-    UI = "ui"
-    """Spark's own page of the application, or its history."""
 
     @property
     def xcom_key(self) -> str:

@@ -1,5 +1,5 @@
 """
-The buttons on a task's page in Airflow: the job, its log, Spark's own page.
+The buttons on a task's page in Airflow: the job and its log.
 
 A link is kept in XCom under :attr:`durable_spark.jobs.Link.xcom_key`. The operator pushes what is known
 before it defers, and the trigger what becomes known later (a driver has no log before it has a worker);
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["JobLink", "JobLogLink", "SparkUILink"]
+__all__ = ["JobLink", "JobLogLink"]
 
 
 class _StoredLink(BaseOperatorLink):
@@ -48,10 +48,3 @@ class JobLogLink(_StoredLink):
 
     name = "Driver log"
     link = Link.LOG
-
-
-class SparkUILink(_StoredLink):
-    """Spark's own page of the application, where the cluster names one."""
-
-    name = "Spark UI"
-    link = Link.UI

@@ -52,11 +52,7 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": dict(UI_FIELD_BEHAVIOUR),
             }
         ],
-        "extra-links": [
-            "durable_spark.links.JobLink",
-            "durable_spark.links.JobLogLink",
-            "durable_spark.links.SparkUILink",
-        ],
+        "extra-links": ["durable_spark.links.JobLink", "durable_spark.links.JobLogLink"],
         "config": {
             "durable_spark": {
                 "description": "Options of airflow-provider-durable-spark.",

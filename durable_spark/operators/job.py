@@ -743,9 +743,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _push_job(self, context: Context) -> None:
         job = self._recorded.job
-        if not self.do_xcom_push or job is None:
+        if job is None:
             return
-        context["ti"].xcom_push(key=self.external_id_key, value=job.id)
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key=self.external_id_key, value=job.id)
         for link, url in (self._status.links if self._status else {}).items():
             context["ti"].xcom_push(key=link.xcom_key, value=url)
 

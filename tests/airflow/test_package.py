@@ -1,0 +1,58 @@
+"""What Airflow sees of the package: the provider, its example Dag, a Dag that is run without a scheduler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.airflow.conftest import ENDED, Run, Stage
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["list"], ["airflow-provider-durable-spark"]),
+        (["get", "airflow-provider-durable-spark"], ["Run Spark jobs"]),
+        (["hooks"], ["durable_spark", "durable_spark.hooks.spark.SparkHook"]),
+        (["triggers"], ["durable_spark.triggers.job"]),
+        (["links"], ["durable_spark.links.JobLink", "durable_spark.links.JobLogLink"]),
+    ],
+)
+def test_airflow_knows_the_provider(stage: Stage, command: list[str], expected: list[str]) -> None:
+    said = stage.airflow.airflow("providers", *command, *(["--output", "json"] if command != ["get"] else []))
+    for word in expected:
+        assert word in said
+
+
+def test_the_connection_form(stage: Stage) -> None:
+    forms = stage.airflow._request("GET", "/ui/connections/hook_meta")
+    form = next(form for form in forms if form["connection_type"] == "durable_spark")
+    assert form["standard_fields"]["schema"] is None or form["standard_fields"]["schema"]["hidden"]
+    assert {"rest-port", "ui-port", "ca", "poll-interval"} <= set(form["extra_fields"])
+
+
+def test_the_test_button(stage: Stage) -> None:
+    connection = stage.cluster.connection()
+    body = {**connection, "connection_id": "trial", "extra": json.dumps(connection["extra"])}
+    good = stage.airflow.api("POST", "/connections/test", body)
+    assert good["status"], good
+    assert "leads" in good["message"]
+    bad = stage.airflow.api("POST", "/connections/test", {**body, "extra": json.dumps({"ui-port": 1})})
+    assert not bad["status"]
+    assert ":1/" in bad["message"]
+
+
+def test_the_example_dag_runs_pyspark(stage: Stage, run: Callable[..., Run], apps: Path) -> None:
+    life = run("durable_spark_example", task="pi", application=str(apps / "driver.py"), seconds="1")
+    life.wait(*ENDED, deadline=180)
+    assert life.ti.state == "success"
+    assert [d.state for d in life.drivers()] == ["FINISHED"]
+
+
+def test_dag_test_needs_no_triggerer(stage: Stage) -> None:
+    before = {driver.id for driver in stage.cluster.drivers()}
+    stage.airflow.airflow("dags", "test", "life", "--conf", json.dumps({"seconds": "0"}), timeout=180)
+    assert [d.state for d in stage.cluster.drivers() if d.id not in before] == ["FINISHED"]
