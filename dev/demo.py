@@ -129,7 +129,7 @@ class Demo:
 
     def undisturbed(self) -> Outcome:
         """Nothing dies."""
-        run = Run(self, "undisturbed", seconds=10)
+        run = Run(self, "undisturbed", seconds=5)
         run.follow("success")
         return run.outcome()
 
@@ -156,7 +156,7 @@ class Demo:
 
     def triggerer_dies(self) -> Outcome:
         """The triggerer is killed while the task is deferred."""
-        run = Run(self, "triggerer killed", seconds=15)
+        run = Run(self, "triggerer killed", seconds=10)
         run.follow("deferred", until=lambda: run.logged("is RUNNING"))
         pid = self.airflow.triggerers[0].pid
         self.airflow.kill_triggerer()
