@@ -13,6 +13,7 @@ The trap: this module is called ``airflow``, so nothing in this folder may be ru
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -188,7 +190,7 @@ class Airflow:
     @property
     def database(self) -> str:
         """SQLAlchemy URL of its database."""
-        return self._database or f"sqlite:///{self.home}/airflow.db"
+        return self._database or f"sqlite:///{self.home}/airflow.db?timeout=30"
 
     def __enter__(self) -> Self:
         try:
@@ -310,6 +312,10 @@ class Airflow:
             self.airflow("db", "migrate")
         else:
             shutil.copy(_migrated_database(), self.home / "airflow.db")
+            with contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as connection:
+                connection.execute(
+                    "PRAGMA journal_mode=WAL"
+                )  # kept in the file: who reads does not lock out who writes
 
     def _healthy(self) -> bool:
         try:
@@ -335,7 +341,13 @@ class Airflow:
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
     ) -> Any:
-        answer = self._client.request(method, path, json=body, params=params, headers={"Accept": "application/json"})
+        for pause in (0.2, 0.5, 1.0, 2.0, None):
+            answer = self._client.request(
+                method, path, json=body, params=params, headers={"Accept": "application/json"}
+            )
+            if pause is None or answer.status_code != 500 or "Database error" not in answer.text:
+                break
+            time.sleep(pause)  # SQLite was locked by another of Airflow's processes: nothing was done
         if not answer.is_success:
             raise ApiError(f"{method} {path}: {answer.status_code} {answer.text[:2000]}", answer.status_code)
         return answer.json() if answer.content else None

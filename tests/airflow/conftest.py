@@ -86,6 +86,12 @@ class Run:
         except TimeoutError as error:
             raise AssertionError(f"{error}: the master lists {self.drivers()}\n{self.logs()}") from None
 
+    def wait_until_followed(self) -> None:
+        """Wait until the trigger runs: a task that is marked before reaches no code of ours."""
+        wait_until(
+            lambda: " is RUNNING" in self.log(self.ti.try_number), 60, f"the trigger of {self.dag}", interval=0.2
+        )
+
     def drivers(self) -> list[Driver]:
         """Return the drivers that were submitted since this run began, by the master's own record."""
         return [driver for driver in self.stage.cluster.drivers() if driver.id not in self._before]

@@ -64,6 +64,7 @@ def test_marked_by_a_person_the_job_is_killed(stage: Stage, run: Callable[..., R
     life = run("life", seconds="300")
     life.wait("deferred")
     life.wait_for_driver("RUNNING")
+    life.wait_until_followed()
     stage.airflow.set_state(*life.key, state)
     life.wait_for_driver("KILLED", deadline=60)
     assert life.ti.state == state
@@ -80,6 +81,7 @@ def test_kept_if_so_asked(stage: Stage, run: Callable[..., Run]) -> None:
     life = run("keeping", seconds="25")
     life.wait("deferred")
     life.wait_for_driver("RUNNING")
+    life.wait_until_followed()
     stage.airflow.set_state(*life.key, "failed")
     life.wait_for_driver("FINISHED", deadline=90)
 
@@ -98,6 +100,7 @@ def test_cleared_runs_again_never_beside_the_old_one(stage: Stage, run: Callable
     life = run("life", seconds="300")
     life.wait("deferred")
     old = life.wait_for_driver("RUNNING")
+    life.wait_until_followed()
     stage.airflow.clear(life.dag, life.id, ["job"])
     life.wait("deferred", try_number=2)
     assert [d.id for d in life.drivers() if d.state == "KILLED"] == [old.id]
@@ -125,6 +128,7 @@ def test_cleared_and_reconnected_if_so_asked(stage: Stage, run: Callable[..., Ru
     life = run("reconnecting", seconds="20")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
+    life.wait_until_followed()
     stage.airflow.clear(life.dag, life.id, ["job"])
     life.wait("deferred", try_number=2)
     assert life.wait(*ENDED).state == "success"
@@ -145,6 +149,7 @@ def test_the_triggerer_dies_and_the_job_is_followed_on(stage: Stage, run: Callab
     life = run("life", seconds="20")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
+    life.wait_until_followed()
     stage.airflow.kill_triggerer()
     stage.airflow.start_triggerer()
     ended = life.wait(*ENDED, deadline=120)
@@ -156,6 +161,7 @@ def test_the_master_dies_and_the_job_is_followed_on(stage: Stage, run: Callable[
     life = run("life", seconds="20")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
+    life.wait_until_followed()
     stage.cluster.restart_master()
     ended = life.wait(*ENDED, deadline=120)
     assert (ended.state, ended.try_number) == ("success", 1)
