@@ -46,7 +46,7 @@ def jvm_job(seconds: float, exit_code: int = 0, **options: Any) -> SparkJob:
 
 
 def pyspark_job(seconds: float, end: str = "0", **options: Any) -> SparkJob:
-    """Return a PySpark application that counts on an executor, sleeps, and ends with an exit code or by ``raise``."""
+    """Return a PySpark application that sums on an executor, sleeps, and ends with an exit code or by ``raise``."""
     arguments: dict[str, Any] = {
         "application": str(APPS / "driver.py"),
         "application_args": [str(seconds), end],

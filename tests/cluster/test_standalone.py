@@ -85,7 +85,7 @@ async def test_pyspark_runs_on_the_cluster_and_its_end_is_told(
         await until(hook, job, state, deadline=120)
         output = log_of(standalone_cluster, job, "stdout")
         assert f"master={standalone_cluster.url}" in output, "it did not run on the cluster"
-        assert "total=4950 executors=True" in output
+        assert "total=4950" in output
         assert ("RuntimeError: raised as told" in output) == (end == "raise")
     applications = standalone_cluster.leader().page()["completedapps"]
     assert {f"count-{end}" for end, _ in jobs.values()} <= {application["name"] for application in applications}
@@ -100,8 +100,8 @@ async def test_exit_code_decides(exit_code: int, standalone_cluster: StandaloneC
     assert (await hook.log_tail(job, 1)) == [f"exiting with {exit_code}"]
 
 
-async def test_application_that_does_not_exist_fails(standalone_cluster: StandaloneCluster, connect: Connect) -> None:
-    hook = connect(standalone_cluster.connection())
+async def test_application_that_does_not_exist_fails(pair: HighlyAvailableCluster, connect: Connect) -> None:
+    hook = connect(pair.connection())
     _, job = await submit(hook, jvm_job(0, application="/nowhere/app.jar"))
     status = await until(hook, job, JobState.FAILED)
     assert status.raw == "ERROR"
@@ -323,6 +323,24 @@ async def test_evicted_driver_is_absent_and_is_not_submitted_again(guarded: Guar
         with pytest.raises(SubmissionUncertain):
             await retry.submit(jvm_job(0), uncertain)
     assert cluster.launched() == launched
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="find takes a forgotten driver without a launch command for one that is being launched, for ever",
+)
+async def test_forgotten_driver_that_never_started_is_no_passing_doubt(guarded: Guarded, connect: Connect) -> None:
+    hook = connect(guarded.connection(), StandaloneHook)
+    never = await hook.prepare(jvm_job(0), new_submission())
+    _, broken = await submit(hook, jvm_job(0, application="/nowhere/app.jar"))
+    await until(hook, broken, JobState.FAILED)
+    await _evict(hook, guarded.cluster, broken)
+    doubt: SubmissionUncertain | None = None
+    try:
+        assert await find(hook, never, within=15) == Absent()
+    except SubmissionUncertain as uncertain:
+        doubt = uncertain
+    assert doubt is None or doubt.permanent, "asking again cannot help, and every retry would ask again"
 
 
 async def _evict(hook: StandaloneHook, cluster: StandaloneCluster, job: JobRef) -> None:
