@@ -10,12 +10,14 @@ import pytest
 
 from tests.airflow.conftest import ENDED, Run, Stage
 
+PI = Path(__file__).parents[2] / "dev" / "apps" / "pi.py"
+
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
         (["list"], ["airflow-provider-durable-spark"]),
-        (["get", "airflow-provider-durable-spark"], ["Run Spark jobs"]),
+        (["get", "airflow-provider-durable-spark"], ["0.1.0"]),
         (["hooks"], ["durable_spark", "durable_spark.hooks.spark.SparkHook"]),
         (["triggers"], ["durable_spark.triggers.job"]),
         (["links"], ["durable_spark.links.JobLink", "durable_spark.links.JobLogLink"]),
@@ -30,7 +32,10 @@ def test_airflow_knows_the_provider(stage: Stage, command: list[str], expected: 
 def test_the_connection_form(stage: Stage) -> None:
     forms = stage.airflow._request("GET", "/ui/connections/hook_meta")
     form = next(form for form in forms if form["connection_type"] == "durable_spark")
-    assert form["standard_fields"]["schema"] is None or form["standard_fields"]["schema"]["hidden"]
+    assert {name for name, field in form["standard_fields"].items() if field and field["hidden"]} == {
+        "url_schema",
+        "login",
+    }
     assert {"rest-port", "ui-port", "ca", "poll-interval"} <= set(form["extra_fields"])
 
 
@@ -45,10 +50,10 @@ def test_the_test_button(stage: Stage) -> None:
     assert ":1/" in bad["message"]
 
 
-def test_the_example_dag_runs_pyspark(stage: Stage, run: Callable[..., Run], apps: Path) -> None:
-    life = run("durable_spark_example", task="pi", application=str(apps / "driver.py"), seconds="1")
+def test_the_example_dag_runs_pyspark(run: Callable[..., Run]) -> None:
+    life = run("durable_spark_example", task="pi", application=str(PI), seconds="1")
     life.wait(*ENDED, deadline=180)
-    assert life.ti.state == "success"
+    assert life.ti.state == "success", life.logs()
     assert [d.state for d in life.drivers()] == ["FINISHED"]
 
 
