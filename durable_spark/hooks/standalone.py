@@ -246,7 +246,7 @@ class StandaloneHook(JobHook):
             except _Untold as untold:
                 self.log.warning("Whose %s is cannot be told: %s", driver.id, untold)
                 return
-            if labels.get(DEPLOYMENT) == deployment and (owner is None or labels.get(OWNER) == owner):
+            if labels.get(DEPLOYMENT, "") == deployment and (owner is None or labels.get(OWNER) == owner):
                 owned.append(
                     OwnedJob(status=view.status(driver), token=labels.get(TOKEN, ""), owner=labels.get(OWNER, ""))
                 )
@@ -352,7 +352,9 @@ class StandaloneHook(JobHook):
             raise _Untold(f"the launch command of {driver.id} is too long to read", permanent=True)
         if driver.raw in ("ERROR", "KILLED"):
             return {}  # its application could not be fetched, or it was killed meanwhile
-        raise _Untold(f"{driver.id} is being launched ({driver.raw})", queued=driver.live)
+        if driver.live or not driver.raw:
+            raise _Untold(f"{driver.id} is being launched", queued=driver.live)
+        raise _Untold(f"the log of {driver.id} does not show its launch command", permanent=True)
 
     # --- follow
 

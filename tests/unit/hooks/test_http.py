@@ -236,24 +236,13 @@ async def test_an_authority_that_cannot_be_read(ca: str) -> None:
 
 
 async def test_a_large_page_does_not_hold_the_event_loop() -> None:
+    """Counted, not timed, for a busy machine lags by itself. Parsed in one go the loop turns once, thread or not."""
     entry: dict[str, Any] = {"id": "driver-20261123031254-0000", "starttime": "1795403574528", "state": "RUNNING"}
     body = json.dumps({"activedrivers": [entry | {"x": "y" * 200}] * 30_000}, indent=2).encode()
-    lag = 0.0
-
-    async def watch() -> None:
-        nonlocal lag
-        loop = asyncio.get_running_loop()
-        while True:
-            before = loop.time()
-            await asyncio.sleep(0.001)
-            lag = max(lag, loop.time() - before)
-
-    watcher = asyncio.ensure_future(watch())
-    await asyncio.sleep(0.01)
-    lag = 0.0
-    started = asyncio.get_running_loop().time()
-    page = await Answer(url="http://x/", status=200, headers={}, body=body).json()
-    took = asyncio.get_running_loop().time() - started
-    watcher.cancel()
-    assert len(page["activedrivers"]) == 30_000
-    assert lag < max(0.1, took / 2), f"the loop stood still for {lag:.3f} s of {took:.3f} s"
+    parsing = asyncio.ensure_future(Answer(url="http://x/", status=200, headers={}, body=body).json())
+    turns = 0
+    while not parsing.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert len((await parsing)["activedrivers"]) == 30_000
+    assert turns > 5
