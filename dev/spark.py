@@ -115,7 +115,7 @@ def ensure_spark(version: str = SPARK_VERSION) -> Spark:
     )
     directory = cache / f"spark-{version}-py{sys.version_info.major}{sys.version_info.minor}"
     cache.mkdir(parents=True, exist_ok=True)
-    with directory.with_suffix(".lock").open("w") as lock:
+    with (cache / f"{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _usable(directory):
             _install(version, directory)
