@@ -38,7 +38,7 @@ from typing_extensions import Self
 
 from dev.processes import Server, _living, _signal, free_port, wait_until
 
-__all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess"]
+__all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "parse_time"]
 
 Config = Mapping[str, Mapping[str, object]]
 
@@ -173,7 +173,7 @@ class Airflow:
         self.url = f"http://127.0.0.1:{self.port}"
         self._database = database
         self.env = self._environment(dags, execution_api or self.url, connections or {}, config or {}, env or {})
-        self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=90, trust_env=False)  # longer than SQLite's lock
         self._guard: subprocess.Popen[str] | None = None
         self.api_server = self._process("api-server", "--host", "127.0.0.1", "--port", str(self.port))
         self.dag_processor = self._process("dag-processor")
@@ -313,9 +313,8 @@ class Airflow:
         else:
             shutil.copy(_migrated_database(), self.home / "airflow.db")
             with contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as connection:
-                connection.execute(
-                    "PRAGMA journal_mode=WAL"
-                )  # kept in the file: who reads does not lock out who writes
+                # Kept in the file: who reads does not lock out who writes.
+                connection.execute("PRAGMA journal_mode=WAL")
 
     def _healthy(self) -> bool:
         try:

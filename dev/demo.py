@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -33,7 +35,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dev.airflow import IMPATIENT, Airflow, ApiError, parse_time
-from dev.processes import ServerDied, ToolMissing, free_port
+from dev.processes import ToolMissing, free_port
 from dev.proxy import Proxy
 from dev.spark import SPARK_VERSION, Driver, Spark, StandaloneCluster, ensure_spark
 
@@ -343,8 +345,8 @@ def main() -> int:
     except ToolMissing as missing:
         console.print(f"\n[bold red]{escape(str(missing))}[/]")
         return 1
-    except (TimeoutError, ServerDied, ApiError, RuntimeError) as error:
-        console.print(f"\n[bold red]BROKEN[/]  {escape(str(error))}")
+    except (OSError, RuntimeError, subprocess.SubprocessError, httpx.HTTPError) as error:
+        console.print(f"\n[bold red]BROKEN[/]  {escape(f'{type(error).__name__}: {error}')}")
         return 1
     for text in show.broken:
         console.print(f"[bold red]BROKEN[/]  {escape(text)}")
