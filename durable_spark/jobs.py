@@ -458,6 +458,13 @@ class Record:
         """Return whether a job of that ID is one of the task instance's submissions."""
         return (self.job is not None and self.job.id == job_id) or any(p.job_id == job_id for p in self.previous)
 
+    def moved_to(self, job: JobRef) -> Record:
+        """Return the record with the job that the cluster started in the old one's place. The old ID stays listed."""
+        if self.job is None or self.job.id == job.id:
+            return dataclasses.replace(self, job=job)
+        old = PreviousSubmission(self.submission.token, self.job.id, JobState.RELAUNCHED.value)
+        return dataclasses.replace(self, job=job, previous=(old, *self.previous)[: self._KEPT])
+
     def as_previous(self) -> tuple[PreviousSubmission, ...]:
         """Return the list of previous submissions for the record that follows this one."""
         state = self.verdict.state.value if self.verdict else ""

@@ -255,14 +255,16 @@ class Masters:
             raise InvalidAnswer(f"{answer.url} answered about {str(told.get('submissionId'))[:80]!r}")
         return told
 
-    async def log_page(self, worker: str, driver_id: str, *, offset: int | None = None) -> tuple[str, int] | None:
+    async def log_page(
+        self, worker: str, driver_id: str, *, offset: int | None = None, log: str = "stderr"
+    ) -> tuple[str, int] | None:
         """
-        Return a part of a driver's ``stderr`` and the length of the whole, ``None`` when the worker has no such driver.
+        Return a part of a driver's log and the length of the whole, ``None`` when the worker has no such driver.
 
         :param offset: where the part begins; the end of the log when ``None``.
         """
         where = "" if offset is None else f"&offset={offset}"
-        url = f"{worker}/log/?driverId={driver_id}&logType=stderr&byteLength={LOG_CHUNK}{where}"
+        url = f"{worker}/log/?driverId={driver_id}&logType={log}&byteLength={LOG_CHUNK}{where}"
         answer = await self.ask("GET", url, limit=8 * LOG_CHUNK, timeout=5.0)
         return log_text(answer.expect_ok().text)
 

@@ -352,8 +352,8 @@ class StandaloneHook(JobHook):
             raise _Untold(f"the launch command of {driver.id} is too long to read", permanent=True)
         if driver.raw in ("ERROR", "KILLED"):
             return {}  # its application could not be fetched, or it was killed meanwhile
-        if driver.live or not driver.raw:
-            raise _Untold(f"{driver.id} is being launched", queued=driver.live)
+        if driver.live:
+            raise _Untold(f"{driver.id} is being launched", queued=True)
         raise _Untold(f"the log of {driver.id} does not show its launch command", permanent=True)
 
     # --- follow
@@ -439,18 +439,28 @@ class StandaloneHook(JobHook):
         await self._masters.kill(job.id)
 
     async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
-        """Return the last lines of the driver's ``stderr``, from the last 64 KiB of it."""
+        """
+        Return the last lines of the driver's ``stderr`` and, if it wrote any, of its ``stdout``: half of each.
+
+        A PySpark driver writes its tracebacks to ``stdout`` (tried on 4.3.0). From the last 64 KiB of each.
+        """
         if not is_driver_id(job.id):
             return ()
         try:
             view = await self._masters.leading_view()
             driver = view.drivers.get(job.id)
             worker = view.workers.get(driver.worker) if driver else None
-            page = await self._masters.log_page(worker, job.id) if worker else None
+            if worker is None:
+                return ()
+            errors, output = await asyncio.gather(
+                self._masters.log_page(worker, job.id), self._masters.log_page(worker, job.id, log="stdout")
+            )
         except DurableJobError as error:
             self.log.info("The log of %s cannot be read: %s", job.id, error)
             return ()
-        return tail(page[0], lines) if page else ()
+        written = tail(output[0], lines // 2) if output else ()
+        shown = tail(errors[0], lines - len(written) - bool(written)) if errors else ()
+        return [*shown, "--- stdout:", *written] if written else shown
 
     async def check(self) -> str:
         """Reach the leader's page and its REST server with the connection's credentials."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from airflow.sdk.exceptions import AirflowTaskTimeout
 
 if TYPE_CHECKING:
     from airflow.triggers.base import TriggerEvent
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "first_event"]
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Conversation:
@@ -39,12 +44,19 @@ class Conversation:
         """End :meth:`until_interrupted`, now or when it is called. Called from a signal handler."""
         self._loop.call_soon_threadsafe(self._interrupted.set)
 
-    async def until_interrupted(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
-        """Return what the coroutine returns, or ``None`` when :meth:`interrupt` was called first."""
+    async def until_interrupted(self, coroutine: Coroutine[Any, Any, T], *, timeout: float | None) -> T | None:
+        """
+        Return what the coroutine returns, or ``None`` when :meth:`interrupt` was called first.
+
+        :param timeout: seconds after which :class:`AirflowTaskTimeout` is raised. Airflow's own timer raises it
+            from a signal handler, in whatever code happens to run, which may keep it.
+        """
         work = asyncio.ensure_future(coroutine)
         interruption = asyncio.ensure_future(self._interrupted.wait())
         try:
-            await asyncio.wait([work, interruption], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([work, interruption], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise AirflowTaskTimeout("the execution timeout passed")
             return work.result() if work.done() else None
         finally:
             for task in (work, interruption):
@@ -53,16 +65,21 @@ class Conversation:
 
     def close(self) -> None:
         """Cancel what is left, close the hook and the loop."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
         try:
-            left = asyncio.all_tasks(self._loop)
-            for task in left:
-                task.cancel()
-            self.run(asyncio.wait_for(_gather(left), 10))
-            self.run(asyncio.wait_for(self.hook.aclose(), 10))
-            self.run(self._loop.shutdown_asyncgens())
-            self.run(self._loop.shutdown_default_executor())
+            for last in (_gather(left), self.hook.aclose(), self._loop.shutdown_asyncgens(), _shut_down_threads()):
+                try:
+                    self.run(asyncio.wait_for(last, 10))
+                except Exception as error:  # what the task has done or asked for must not be lost for this
+                    log.warning("While closing the connection to the cluster: %r", error)
         finally:
             self._loop.close()
+
+
+async def _shut_down_threads() -> None:
+    await asyncio.get_running_loop().shutdown_default_executor()
 
 
 async def _gather(tasks: set[asyncio.Task[Any]]) -> None:

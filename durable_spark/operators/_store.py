@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.configuration import conf
@@ -75,14 +75,18 @@ def fingerprint_of(context: Context) -> str:
     Return a digest of the mapped arguments as they were expanded, before templating; ``""`` if not mapped.
 
     A list that is expanded in another order after a clear gives a map index another item (and the
-    store is keyed by map index).
+    store is keyed by map index). Resolved as ``MappedOperator`` itself does it (3.3.2), or as the mapped
+    task group that the task is in.
     """
     ti = context["ti"]
     if map_index(ti) < 0:
         return ""
-    mapped = context["dag"].get_task(ti.task_id)
-    given: Mapping[str, Any] = getattr(context["task"], "_BaseOperator__init_kwargs", {})
-    expanded = {name: value for name, value in given.items() if name not in getattr(mapped, "partial_kwargs", {})}
+    mapped: Any = context["dag"].get_task(ti.task_id)
+    expanded: list[Any] = []
+    if hasattr(mapped, "_expand_mapped_kwargs"):
+        expanded.append(mapped._expand_mapped_kwargs(context)[0])
+    if (group := mapped.get_closest_mapped_task_group()) is not None:
+        expanded.append(group._expand_input.resolve(context)[0])
     return hashlib.sha256(_canonical(expanded).encode()).hexdigest()[:32]
 
 
@@ -93,7 +97,23 @@ def digest_of(token: str, job: Any) -> str:
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=lambda other: f"<{type(other).__qualname__}>")
+    return json.dumps(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON that is the same for equal values, in every process."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {"{}": sorted(([_canonical(key), _plain(part)] for key, part in value.items()), key=str)}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_canonical, value))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_plain(part) for part in value]
+    kind = type(value).__qualname__
+    # The default repr of an object names its address.
+    has_repr = "__repr__" in {name for base in type(value).__mro__[:-1] for name in vars(base)}
+    return f"<{kind} {value!r}>" if has_repr else f"<{kind}>"
 
 
 def map_index(ti: Any) -> int:

@@ -42,6 +42,7 @@ from durable_spark.jobs import (
     BadConfiguration,
     ClusterChanged,
     ClusterError,
+    ClusterUnreachable,
     DeadlinePassed,
     DurableJobError,
     Found,
@@ -87,6 +88,7 @@ __all__ = ["DurableJobOperator"]
 _BACKSTOP_MARGIN = 120.0
 """Seconds after the deadline at which Airflow itself ends the deferral, should the trigger not have."""
 _KILL_CONFIRMED_WITHIN = 30.0
+_TIMER_MARGIN = 2.0
 _LOOK_AGAIN_AFTER = 1.0
 _UPSTREAM_DRIVER_STATUS = "k8s_driver_status"
 """Where upstream's SparkSubmitOperator caches a pod's end, and believes it of the next pod, too."""
@@ -99,7 +101,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     The job is submitted once. Whatever dies in between (worker, triggerer, scheduler, the service
     itself), the retry finds it and follows it on.
 
-    :param hook: the hook, as a class or its path. It is constructed with ``conn_id``.
+    :param hook: the hook, as a class or its path (a mapped task wants the path). It is constructed with ``conn_id``.
     :param conn_id: the Airflow connection of the service. (templated)
     :param job: the description of the job, as the hook understands it. (templated)
     :param deferrable: wait in the triggerer (the default), or on the worker.
@@ -149,6 +151,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         _one_of("on_clear", on_clear, "kill", "reconnect")
         _one_of("on_timeout", on_timeout, "kill", "keep")
         _one_of("on_lost", on_lost, "fail", "resubmit")
+        _positive("poll_interval", poll_interval)
+        _positive("kill_timeout", kill_timeout)
+        _positive("outage_timeout", outage_timeout)
+        _positive("log_lines", log_lines)
         self.hook = hook
         self.conn_id = conn_id
         self.job = job
@@ -167,6 +173,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._status: JobStatus | None = None
         self._sent_before = False
         self._kill_requested = False
+        self._mirrored: tuple[JsonValue, bool] | None = None
 
     # What a subclass may say
 
@@ -181,6 +188,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
         :raises BadArguments: when an argument is wrong.
         """
+        return self.describe_job()
+
+    def describe_job(self) -> Any:
+        """Return what of :meth:`build_job` is the same on every try as long as the Dag is."""
         return self.job
 
     # What Airflow calls
@@ -188,7 +199,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def execute(self, context: Context) -> Any:
         """Submit the job, or take up the one that an earlier try has submitted, and wait for its end."""
         with _translated(), self._conversation():
-            if self.retries == 0 and self.durable:
+            if self.retries == 0 and self.durable and context["ti"].try_number <= 1:
                 self.log.warning("retries=0: there is no try in which the job of a dead worker could be found again")
             if not self.durable:
                 return self.execute_resumable(context)
@@ -249,7 +260,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             submission=prepared,
             generation=generation_of(context),
             fingerprint=fingerprint_of(context),
-            arguments=digest_of(prepared.token, job),
+            arguments=digest_of(prepared.token, self.describe_job()),
             cluster=tuple(talk.run(talk.hook.cluster())),
             intended_at=time.time(),
             previous=() if prior is None else prior.previous if resend else prior.as_previous(),
@@ -300,6 +311,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """Defer until the job has ended (or wait for it, if not deferrable). Returns the result."""
         self._status = self._status or self._look(context)
         self._push_job(context)
+        self.mirror(context, str(self._recorded.job))
         if self._status is not None and self._status.state.final:
             return self._finish(context, self._status)
         arguments = self._trigger_arguments(context)
@@ -319,12 +331,15 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _resolve(self, context: Context) -> None:
         """Read the record and settle everything that must be settled before the mixin decides."""
         self._load(context)
-        self._adopt_what_upstream_submitted(context)
+        mirrored = store_of(context).get(self.external_id_key)
+        # The fence: if this is refused, an older try reads here, and what it has read means nothing.
+        write(context, TRY_XCOM_KEY, str(context["ti"].id), for_ever=False)
+        self._push_try(context, self._record.submission.token if self._record else "")
+        self._adopt_what_upstream_submitted(context, mirrored)
         record = self._record
         if record is None:
             self._look_for_unrecorded_jobs(context)
             return
-        self._push_try(context, record.submission.token)
         if (record.generation, record.fingerprint) != (generation_of(context), fingerprint_of(context)):
             self._after_clear(context, record)
         elif record.job is None:
@@ -361,9 +376,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def mirror(self, context: Context, job_id: JsonValue) -> None:
         """Write the job's ID where upstream's operators and other readers look for it."""
-        if self.durable:
-            ended = self._record is not None and self._record.verdict is not None
+        ended = self._record is not None and self._record.verdict is not None
+        if self.durable and self._mirrored != (job_id, ended):
             write(context, self.external_id_key, job_id, for_ever=not ended)
+            self._mirrored = (job_id, ended)
 
     def _new_submission(self, context: Context, prior: Record | None) -> Submission:
         ti = context["ti"]
@@ -375,31 +391,41 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             name=f"{ti.dag_id}.{ti.task_id}",
         )
 
-    def _adopt_what_upstream_submitted(self, context: Context) -> None:
+    def _adopt_what_upstream_submitted(self, context: Context, job_id: JsonValue) -> None:
         """Take up a job ID under upstream's key that our record does not list: upstream's operator ran since."""
-        job_id = store_of(context).get(self.external_id_key)
         prior = self._record
         if not isinstance(job_id, str) or (prior is not None and prior.lists(job_id)):
             return
-        talk, job = self._conversing, JobRef(job_id)
-        status = self._poll_or_none(job)
-        record = Record(
-            submission=self._new_submission(context, prior),
+        status = self._poll_or_none(JobRef(job_id))
+        cleared = context["ti"].max_tries != self.retries
+        if cleared and (status is None or status.state is JobState.UNKNOWN):
+            raise ClusterUnreachable(
+                f"whether {job_id}, which another operator submitted, ended before this task was cleared cannot be "
+                "told now; nothing was submitted"
+            )
+        record = self._adopted(context, JobRef(job_id), self._new_submission(context, prior), prior=prior)
+        if status is not None and status.state.final:
+            record = dataclasses.replace(record, verdict=Verdict.of(status))
+        if status is None or status.state.active or not cleared:
+            self.log.info("Adopting %s, which another operator stored under %s", job_id, self.external_id_key)
+            self._save(context, record)
+        else:
+            self.log.info("%s ended before this task was cleared: running again", job_id)
+            self._record, self._anew = record, True
+
+    def _adopted(self, context: Context, job: JobRef, submission: Submission, *, prior: Record | None) -> Record:
+        """Return a record for a job that exists already."""
+        talk = self._conversing
+        return Record(
+            submission=submission,
             generation=generation_of(context),
             fingerprint=fingerprint_of(context),
             arguments="",
             cluster=tuple(talk.run(talk.hook.cluster())),
             intended_at=time.time(),
             job=job,
-            verdict=Verdict.of(status) if status is not None and status.state.final else None,
             previous=prior.as_previous() if prior else (),
         )
-        if status is None or status.state.active or context["ti"].max_tries == self.retries:
-            self.log.info("Adopting %s, which another operator stored under %s", job_id, self.external_id_key)
-            self._save(context, record)
-        else:
-            self.log.info("%s ended before this task was cleared: running again", job_id)
-            self._record, self._anew = record, True
 
     def _look_for_unrecorded_jobs(self, context: Context) -> None:
         """Without a record on a later try, look for live jobs that carry our label: it may have been deleted."""
@@ -419,6 +445,11 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 "killed and nothing submitted, because [durable_spark] deployment is not set and the job may be "
                 f"another deployment's. Set it, or look at the job yourself. {way_out(context)}"
             )
+        if self.on_clear == "reconnect" and len(owned) == 1:
+            self.log.info("Following %s on: it carries the label of this task, which has no record of it", names)
+            submission = dataclasses.replace(self._new_submission(context, None), token=owned[0].token)
+            self._save(context, self._adopted(context, owned[0].status.job, submission, prior=None))
+            return
         for job in owned:
             self.log.warning("Killing %s: it carries the label of this task, which has no record of it", job.status.job)
             self._kill_and_see_dead(job.status.job)
@@ -444,14 +475,17 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return
         job = record.job
         status = self._poll_or_none(job)
+        if status is not None and (found := self._successor(context, record, status)) is not None:
+            job, status = found.status.job, found.status
+            record = record.moved_to(job)
         if status is not None and status.state.final:
             self.log.info("%s: running again (its job %s ended as %s)", why, job, status.raw)
             return
-        if self.on_clear == "reconnect" and (status is None or status.state.active):
-            self.log.info("%s: following %s on, as on_clear='reconnect' asks", why, record.job)
+        same_item = record.fingerprint == fingerprint_of(context)
+        if self.on_clear == "reconnect" and same_item and (status is None or status.state.active):
+            self.log.info("%s: following %s on, as on_clear='reconnect' asks", why, job)
             self._anew = False
-            record = dataclasses.replace(record, generation=generation_of(context), fingerprint=fingerprint_of(context))
-            self._save(context, record)
+            self._save(context, dataclasses.replace(record, generation=generation_of(context)))
             return
         self.log.warning("%s: killing its job %s before it runs again", why, job)
         self._save(context, record)
@@ -472,7 +506,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 status = talk.run(talk.hook.poll([job]))[job]
                 if status.state is JobState.RELAUNCHED and submission is not None:
                     found = talk.run(talk.hook.find(submission))
-                    job = found.status.job if isinstance(found, Found) else job
+                    if isinstance(found, Found) and found.status.job != job:
+                        job = found.status.job
+                        continue
                 trouble = f"it is still {status.raw or status.state.value}"
                 if status.state is JobState.ABSENT:
                     self.log.warning("The cluster does not know %s any more: taken for dead", job)
@@ -492,7 +528,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _expect_same_cluster(self, record: Record) -> None:
         talk = self._conversing
         names = talk.run(talk.hook.cluster())
-        if not set(names) & set(record.cluster):
+        if record.cluster and not set(names) & set(record.cluster):
             raise ClusterChanged(
                 f"connection {self.conn_id!r} names {', '.join(names)}, but job "
                 f"{record.job or record.submission.token} was submitted to {', '.join(record.cluster)}. "
@@ -534,24 +570,32 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         record = self._recorded
         assert record.job is not None  # noqa: S101 the mixin asks only for a job that it was given
         status = self._poll_or_none(record.job)
-        if status is None or status.state is not JobState.RELAUNCHED:
+        found = self._successor(context, record, status) if status is not None else None
+        if found is None:
             return status
+        self._save(context, record.moved_to(found.status.job))
+        return found.status
+
+    def _successor(self, context: Context, record: Record, status: JobStatus) -> Found | None:
+        """Return the job that the cluster itself started in the place of one that was relaunched, or is not known."""
+        if status.state not in (JobState.RELAUNCHED, JobState.ABSENT):
+            return None
         try:
             found = self._find(context, record)
         except (ClusterError, SubmissionUncertain) as error:
-            self.log.info("%s was relaunched by the cluster; its successor cannot be told yet: %s", record.job, error)
-            return status
-        if found is None:
-            return status
-        self._save(context, dataclasses.replace(record, job=found.status.job))
-        return found.status
+            passing = not (isinstance(error, SubmissionUncertain) and error.permanent)
+            if passing and status.state is JobState.ABSENT and self.on_lost == "resubmit":
+                raise  # the next try looks again, rather than submit beside a successor
+            self.log.info("Whether %s has a successor cannot be told: %s", status.job, error)
+            return None
+        return found if found is not None and found.status.job != status.job else None
 
     def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
         """Another try is in charge: kill our job only if it is one too many."""
         talk = self._conversing
         reason = None
         in_charge = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=TRY_XCOM_KEY)
-        if isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, submission.token):
+        if isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token):
             reason = "the try in charge runs another submission"
         else:
             with contextlib.suppress(DurableJobError):
@@ -574,7 +618,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         timeout: timedelta | None = self.execution_timeout
         # Airflow's own timer does it for a task that waits on its worker.
         deadline = ti.start_date.timestamp() + timeout.total_seconds() if timeout and self.deferrable else None
-        pause = conf.getfloat("durable_spark", "earliest_event", fallback=10.0) if self.deferrable else 0.0
+        quiet = conf.getfloat("durable_spark", "earliest_event", fallback=10.0) if self.deferrable else 0.0
         return JobTriggerArguments(
             hook=self.hook_path,
             conn_id=self.conn_id,
@@ -587,12 +631,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             map_index=map_index(ti),
             ti_id=str(ti.id),
             deadline=deadline,
-            earliest_event=time.time() + pause,
+            quiet=quiet,
             interval=self.poll_interval,
             outage_timeout=self.outage_timeout,
             kill=self.kill_jobs,
             kill_on_timeout=self.on_timeout == "kill",
             sent_before=self._sent_before,
+            push_links=self.deferrable,
         )
 
     def _defer(self, arguments: JobTriggerArguments) -> NoReturn:
@@ -602,12 +647,20 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.log.info("Deferring: %s is followed from the triggerer", arguments.job)
         self.defer(trigger=JobTrigger(arguments.to_json()), method_name="execute_complete", timeout=left)
 
+    def _left(self, context: Context) -> float | None:
+        """Return the seconds until a little after Airflow's own timer has ended this process' work."""
+        if self.execution_timeout is None:
+            return None
+        elapsed = time.time() - context["ti"].start_date.timestamp()
+        return max(0.0, self.execution_timeout.total_seconds() - elapsed) + _TIMER_MARGIN
+
     def _wait_here(self, context: Context, arguments: JobTriggerArguments) -> Any:
         from durable_spark.triggers.job import JobEvent, JobTrigger
 
         talk = self._conversing
         try:
-            event = talk.run(talk.until_interrupted(first_event(JobTrigger(arguments.to_json()))))
+            waiting = first_event(JobTrigger(arguments.to_json()))
+            event = talk.run(talk.until_interrupted(waiting, timeout=self._left(context)))
         except AirflowTaskTimeout:
             raise self._deadline_passed(context, arguments.job, killed_by_trigger=False) from None
         if event is not None:
@@ -631,6 +684,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if state not in ENDED_BY_A_PERSON:
             return
         if job is not None and self.kill_jobs:
+            if state is not None:  # nobody else can be in charge of what is gone
+                self._save(context, self._recorded)
             self.log.warning("This task is %s by now: killing %s", state or "gone", job)
             self._conversing.run(self._conversing.hook.kill(job))
         raise AirflowException(f"This task was set to {state or 'removed'} while it submitted")
@@ -643,7 +698,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             record = self._unrecorded(context, event.job, token=event.token)
         if record.submission.token != event.token:
             raise AirflowException("The trigger's event is about an earlier submission of this task")
-        self._record = dataclasses.replace(record, job=event.job)
+        self._record = record.moved_to(event.job)
         if event.kind == "timeout":
             raise self._deadline_passed(context, event.job, killed_by_trigger=event.confirmed, message=event.message)
         if event.kind == "outage":
@@ -677,7 +732,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
         :raises JobFailed, JobKilled: with the cluster's words and the end of the job's log.
         """
-        self._save(context, dataclasses.replace(self._recorded, job=status.job, verdict=Verdict.of(status)))
+        self._save(context, dataclasses.replace(self._recorded.moved_to(status.job), verdict=Verdict.of(status)))
         self.mirror(context, status.job.id)
         if status.state is JobState.SUCCEEDED:
             self.log.info("%s is %s", status.job, status.raw or "succeeded")
@@ -694,6 +749,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _lost(self, context: Context, status: JobStatus) -> Any:
         if self.on_lost == "fail":
             raise JobLost(self._lost_message(status))
+        last = self._look(context)
+        if last is None or last.state is not JobState.ABSENT:
+            raise OutageTooLong(f"{status.job} is known again, or the cluster is out of reach: the next try reconnects")
         self.log.warning(
             "%s is not known to the cluster any more: submitting anew, as on_lost='resubmit' asks", status.job
         )
@@ -722,6 +780,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return DeadlinePassed(f"{what}: {job} was left running, as on_timeout='keep' asks")
         self._save(context, record)
         try:
+            self._expect_same_cluster(record)
             talk.run(talk.hook.kill(job))
             until = time.monotonic() + _KILL_CONFIRMED_WITHIN
             while time.monotonic() < until:
@@ -730,7 +789,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                     self._save(context, dataclasses.replace(record, verdict=Verdict.of(status)))
                     return DeadlinePassed(f"{what}: {job} was killed and is {status.raw or 'gone'}")
                 talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-        except ClusterError as error:
+        except (ClusterError, ClusterChanged) as error:
             return DeadlinePassed(f"{what}, but {job} could not be killed and may still run: {error}")
         return DeadlinePassed(f"{what}: {job} was killed, but not seen dead yet")
 
@@ -753,7 +812,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _warn_of_changed_arguments(self, context: Context) -> None:
         record = self._recorded
         try:
-            digest = digest_of(record.submission.token, self.build_job(context))
+            digest = digest_of(record.submission.token, self.describe_job())
         except BadArguments as error:
             self.log.warning(
                 "The arguments of this task are wrong by now, but its job runs with the old ones: %s", error
@@ -839,6 +898,11 @@ def _translated() -> Iterator[None]:
 def _one_of(name: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {' or '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+        raise ValueError(f"{name} is a number greater than 0, not {value!r}")
 
 
 def _status_of(record: Record) -> JobStatus:

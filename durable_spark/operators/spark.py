@@ -8,6 +8,7 @@ anything is submitted.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,8 @@ class SparkJobOperator(DurableJobOperator):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("hook", "durable_spark.hooks.spark.SparkHook")
-        kwargs.setdefault("poll_interval", status_poll_interval)
+        if status_poll_interval is not None:
+            kwargs.setdefault("poll_interval", status_poll_interval)
         super().__init__(conn_id=conn_id, **kwargs)
         self.application = application
         self.conf = conf
@@ -161,6 +163,15 @@ class SparkJobOperator(DurableJobOperator):
 
     def build_job(self, context: Context) -> SparkJob:
         """
+        Return the description of the job, with OpenLineage's properties if so asked.
+
+        :raises BadArguments: when an argument is of the wrong kind.
+        """
+        job = self.describe_job()
+        return dataclasses.replace(job, conf=self._conf_with_lineage(job.conf, context))
+
+    def describe_job(self) -> SparkJob:
+        """
         Return the description of the job.
 
         :raises BadArguments: when an argument is of the wrong kind.
@@ -171,7 +182,7 @@ class SparkJobOperator(DurableJobOperator):
             application=self.application,
             java_class=self.java_class,
             application_args=[str(argument) for argument in _sequence("application_args", self.application_args)],
-            conf=self._conf_with_lineage(context),
+            conf=dict(_mapping("conf", self.conf)),
             name=self.name,
             files=self.files,
             py_files=self.py_files,
@@ -195,8 +206,8 @@ class SparkJobOperator(DurableJobOperator):
             supervise=self.supervise,
         )
 
-    def _conf_with_lineage(self, context: Context) -> dict[str, str]:
-        properties = dict(_mapping("conf", self.conf))
+    def _conf_with_lineage(self, conf: Mapping[str, str], context: Context) -> dict[str, str]:
+        properties = dict(conf)
         if not (self.openlineage_inject_parent_job_info or self.openlineage_inject_transport_info):
             return properties
         from airflow.providers.common.compat.openlineage.utils.spark import (

@@ -42,6 +42,7 @@ __all__ = ["Feed", "FeedKey", "Outage", "Subscription", "join"]
 _NEWCOMER_PAUSE = 1.0
 """Seconds between two polls while there are jobs that were never asked for (a triggerer starting up)."""
 _LONGEST_BACKOFF = 60.0
+_SHORTEST_INTERVAL = 0.01
 _ABSENCES_BELIEVED = 2
 """Polls in a row that must say that a job is not known before anybody is told."""
 
@@ -73,7 +74,7 @@ class Subscription:
 
     def __init__(self, job: JobRef, interval: float | None, outage: Outage | None, status: JobStatus | None) -> None:
         self.job = job
-        self.interval = interval
+        self.interval = max(_SHORTEST_INTERVAL, interval) if isinstance(interval, (int, float)) else None
         self.status = status
         self.outage = outage
         self.absences = 0
@@ -117,25 +118,24 @@ class Feed:
         self.key = key
         self._make_hook = make_hook
         self._subscriptions: dict[JobRef, set[Subscription]] = {}
-        self._unasked: set[JobRef] = set()
         self._newcomer = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._outage: Outage | None = None
-        self._interval = JobHook.default_poll_interval
+        self._interval = self._pausing = JobHook.default_poll_interval
 
     # What a running JobHook.follow() sees of us
 
     def jobs(self) -> Collection[JobRef]:
         """Return the jobs to follow now."""
-        self._unasked.clear()
         self._newcomer.clear()
         return list(self._subscriptions)
 
     async def pause(self) -> None:
-        """Return when the next poll is due: the shortest interval asked for, sooner for jobs never asked about."""
+        """Return when the next poll is due: the shortest interval asked for, sooner when somebody new has come."""
         started = time.monotonic()
         wanted = {s.interval for group in self._subscriptions.values() for s in group}
         interval = min((self._interval if each is None else each for each in wanted), default=self._interval)
+        self._pausing = interval
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._newcomer.wait(), interval)
             await asyncio.sleep(max(0.0, min(_NEWCOMER_PAUSE, interval) - (time.monotonic() - started)))
@@ -154,8 +154,7 @@ class Feed:
         known = next((s.status for s in group if s.status is not None), None)
         subscription = Subscription(job, interval, self._outage, known)
         group.add(subscription)
-        if known is None:
-            self._unasked.add(job)
+        if known is None or (subscription.interval or self._interval) < self._pausing:
             self._newcomer.set()
         self._start()
         try:
@@ -178,8 +177,9 @@ class Feed:
         task, self._task = self._task, None
         if task is None:
             return
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        while not task.done():  # asyncio.wait_for may swallow a cancellation before Python 3.12
+            task.cancel()
+            await asyncio.wait([task], timeout=1)
 
     async def _run(self) -> None:
         failures = 0

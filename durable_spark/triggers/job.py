@@ -23,12 +23,14 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from durable_spark.hooks.job import JobHook, load_hook_class
 from durable_spark.jobs import (
     ENDED_BY_A_PERSON,
     TRY_XCOM_KEY,
     BadConfiguration,
+    ClusterUnreachable,
     DurableJobError,
     Found,
     JobRef,
@@ -43,6 +45,7 @@ __all__ = ["JobEvent", "JobTrigger", "JobTriggerArguments", "state_of"]
 
 _KILL_CONFIRMED_WITHIN = 30.0
 _MESSAGE_LIMIT = 1000
+_AIRFLOW_ANSWERS_WITHIN = 10.0
 _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
 
@@ -60,13 +63,14 @@ class JobTriggerArguments:
     :param dag_id: with ``run_id``, ``task_id`` and ``map_index``: the task instance.
     :param ti_id: ID of the try.
     :param deadline: when the execution timeout passes, in seconds since the epoch, or ``None``.
-    :param earliest_event: no event before, in seconds since the epoch.
+    :param quiet: seconds after its start before which the trigger reports nothing.
     :param interval: seconds between two polls, or ``None`` for what the connection says.
     :param outage_timeout: seconds without word after which the following is given up.
     :param kill: whether the job is killed when a person ends the task.
     :param kill_on_timeout: whether the job is killed when the deadline passes.
     :param sent_before: whether the submission had been sent before, so that a request that was still
         on its way may have made a second job.
+    :param push_links: whether to keep the links in XCom up to date.
     """
 
     hook: str
@@ -80,12 +84,13 @@ class JobTriggerArguments:
     map_index: int
     ti_id: str
     deadline: float | None = None
-    earliest_event: float = 0.0
+    quiet: float = 0.0
     interval: float | None = None
     outage_timeout: float = 3600.0
     kill: bool = True
     kill_on_timeout: bool = True
     sent_before: bool = False
+    push_links: bool = True
 
     VERSION = 1
 
@@ -186,6 +191,8 @@ class JobTrigger(BaseTrigger):
         self.arguments = arguments
         self._args = JobTriggerArguments.from_json(arguments)
         self._job = self._args.job
+        self._began = time.time()
+        self._look_for_double_at: float | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments, as Airflow stores them."""
@@ -194,14 +201,12 @@ class JobTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the job, then yield one event."""
         hook_class = load_hook_class(self._args.hook)
-        duplicates = asyncio.create_task(self._kill_duplicates()) if self._args.sent_before else None
-        try:
-            event = await self._follow(hook_class)
-        finally:
-            if duplicates is not None:
-                duplicates.cancel()
-                await asyncio.gather(duplicates, return_exceptions=True)
-        await asyncio.sleep(self._args.earliest_event - time.time())
+        self._began = time.time()
+        if self._args.sent_before:
+            self._look_for_double_at = self._began + self._patience
+        started = asyncio.get_running_loop().time()
+        event = await self._follow(hook_class)
+        await asyncio.sleep(started + self._args.quiet - asyncio.get_running_loop().time())
         yield TriggerEvent(event.to_json())
 
     async def on_kill(self) -> None:
@@ -218,7 +223,14 @@ class JobTrigger(BaseTrigger):
             self.log.info("Not killing %s: its task is %s and goes on elsewhere", self._job, state)
             return
         self.log.warning("Killing %s: its task is %s", self._job, state or "gone")
-        await asyncio.wait_for(self._kill(self._job), _ON_KILL_BOUND)
+        async for attempt in AsyncRetrying(
+            stop=stop_after_delay(_ON_KILL_BOUND),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            retry=retry_if_exception_type(ClusterUnreachable),
+            reraise=True,
+        ):
+            with attempt:
+                await asyncio.wait_for(self._kill(self._job), _ON_KILL_BOUND)
 
     # Following
 
@@ -243,9 +255,10 @@ class JobTrigger(BaseTrigger):
             if (status := subscription.status) is not None:
                 await said.status(status)
                 if status.state.final:
+                    await self._another_is_the_job()
                     return self._event(status.state.value, status)
                 if status.state is JobState.ABSENT:
-                    return self._event("lost", status)
+                    return None if await self._found_successor() else self._event("lost", status)
             if self._args.deadline is not None and time.time() >= self._args.deadline:
                 return await self._deadline_passed(subscription)
             if (event := self._outage_event(subscription)) is not None:
@@ -253,12 +266,14 @@ class JobTrigger(BaseTrigger):
             relaunched = status is not None and status.state is JobState.RELAUNCHED
             if relaunched and await self._found_successor():
                 return None
+            if await self._another_is_the_job():
+                return None
 
     def _next_look(self, outage: Outage | None, *, relaunched: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""
-        due = [self._args.deadline] if self._args.deadline is not None else []
+        due = [moment for moment in (self._args.deadline, self._look_for_double_at) if moment is not None]
         if outage is not None:
-            due.append(outage.since + self._args.outage_timeout)
+            due.append(max(outage.since, self._began) + self._args.outage_timeout)
         if relaunched:
             due.append(time.time() + self._patience)
         return max(0.0, min(due) - time.time()) if due else None
@@ -269,7 +284,7 @@ class JobTrigger(BaseTrigger):
 
     def _outage_event(self, subscription: Subscription) -> JobEvent | None:
         outage, patience = subscription.outage, self._args.outage_timeout
-        if outage is None or time.time() - outage.since < patience:
+        if outage is None or time.time() - max(outage.since, self._began) < patience:
             return None
         return self._event("outage", subscription.status, message=f"no word for {patience:.0f} s: {outage.error}")
 
@@ -279,7 +294,7 @@ class JobTrigger(BaseTrigger):
             async with self._hook() as hook:
                 found = await hook.find(self._args.submission)
         except DurableJobError as error:
-            self.log.info("%s was relaunched; its successor cannot be told yet: %s", self._job, error)
+            self.log.info("Whether %s has a successor cannot be told: %s", self._job, error)
             return False
         if not isinstance(found, Found) or found.status.job == self._job:
             return False
@@ -341,19 +356,31 @@ class JobTrigger(BaseTrigger):
                 )
             await hook.kill(job)
 
-    async def _kill_duplicates(self) -> None:
-        """Look once whether a request that was still on its way made a second job for our token."""
-        await asyncio.sleep(self._patience)
+    async def _another_is_the_job(self) -> bool:
+        """
+        Look once whether a request that was still on its way made a second job for our token.
+
+        The oldest stays, the younger are killed, ours among them if it is one of them.
+
+        :return: whether another job is to be followed now.
+        """
+        if self._look_for_double_at is None or time.time() < self._look_for_double_at:
+            return False
+        self._look_for_double_at = None
         try:
             async with self._hook() as hook:
                 found = await hook.find(self._args.submission)
                 if not isinstance(found, Found):
-                    return
+                    return False
+                oldest, ours = found.status.job, self._job
                 for job in found.younger:
-                    self.log.error("Killing %s: it carries the token of %s, and only one was meant", job, self._job)
+                    self.log.error("Killing %s: it carries the token of %s, and only one was meant", job, oldest)
                     await hook.kill(job)
         except DurableJobError as error:
             self.log.warning("Whether %s has a double could not be told: %s", self._job, error)
+            return False
+        self._job = oldest
+        return oldest != ours
 
     # Airflow
 
@@ -362,7 +389,7 @@ class JobTrigger(BaseTrigger):
         from airflow.sdk.execution_time.xcom import XCom
 
         try:
-            value = await XCom.aget_one(key=TRY_XCOM_KEY, **self._task_key())
+            value = await asyncio.wait_for(XCom.aget_one(key=TRY_XCOM_KEY, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN)
         except Exception as error:
             self.log.warning("Which try is in charge could not be read: %s", error)
             return False
@@ -379,10 +406,13 @@ class JobTrigger(BaseTrigger):
         """Let Airflow's UI show where the job has come to, for as long as this try is in charge."""
         from airflow.sdk.execution_time.xcom import XCom
 
-        with contextlib.suppress(Exception):  # a link is a convenience
+        async def push() -> None:
             if await self._is_in_charge():
                 for link, url in links.items():
                     await XCom.aset(key=link.xcom_key, value=url, **self._task_key())
+
+        with contextlib.suppress(Exception):  # a link is a convenience
+            await asyncio.wait_for(push(), _AIRFLOW_ANSWERS_WITHIN)
 
     def _task_key(self) -> dict[str, Any]:
         args = self._args
@@ -402,7 +432,7 @@ class _Narrator:
         if last is None or (last.job, last.raw) != (status.job, status.raw):
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
             self._trigger.log.info("%s is %s%s", status.job, status.raw or status.state.value, links)
-        if status.links and (last is None or last.links != status.links):
+        if status.links and self._trigger._args.push_links and (last is None or last.links != status.links):
             await self._trigger.push_links(status.links)
 
     def outage(self, outage: Outage | None) -> None:

@@ -325,10 +325,6 @@ async def test_evicted_driver_is_absent_and_is_not_submitted_again(guarded: Guar
     assert cluster.launched() == launched
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="find takes a forgotten driver without a launch command for one that is being launched, for ever",
-)
 async def test_forgotten_driver_that_never_started_is_no_passing_doubt(guarded: Guarded, connect: Connect) -> None:
     hook = connect(guarded.connection(), StandaloneHook)
     never = await hook.prepare(jvm_job(0), new_submission())

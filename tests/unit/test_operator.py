@@ -23,7 +23,7 @@ from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded
 from durable_spark.operators.job import DurableJobOperator
 from tests.unit import tries
-from tests.unit.tries import Died, Service, TaskInstance
+from tests.unit.tries import Died, Job, Service, TaskInstance
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +72,10 @@ class TestFirstTry:
     def test_a_record_of_a_live_job_never_expires(self, instance: TaskInstance) -> None:
         first = instance.begin()
         first.execute()
-        assert instance.retentions == {"durable_spark": NEVER_EXPIRE, "durable_job_id": NEVER_EXPIRE}
+        keys = ("durable_spark", "durable_job_id")
+        assert [instance.retentions[key] for key in keys] == [NEVER_EXPIRE, NEVER_EXPIRE]
         first.complete(event(instance, "succeeded"))
-        assert instance.retentions == {"durable_spark": None, "durable_job_id": None}
+        assert [instance.retentions[key] for key in keys] == [None, None]
 
     def test_a_job_that_has_ended_already_is_not_deferred(self, instance: TaskInstance, service: Service) -> None:
         def end() -> None:
@@ -456,6 +457,7 @@ class TestVerdict:
     def test_lost_and_resubmitted(self, instance: TaskInstance, service: Service) -> None:
         first = instance.begin(on_lost="resubmit")
         first.execute()
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
         assert job_of(first.complete(event(instance, "lost"))) == "job-2"
         assert instance.store["durable_job_id"] == "job-2"
 

@@ -165,6 +165,7 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.logs: dict[str, str] = {}
+        self.outputs: dict[str, str] = {}
         self.listed: list[str] = []
         self.handler: Handler | None = None
         self.headers: list[dict[str, str]] = []
@@ -183,11 +184,12 @@ class FakeWorker:
         driver_id = request.query["driverId"]
         if driver_id not in self.logs:
             return web.Response(text=recorded("log-missing.txt").rstrip("\n"))
-        log = self.logs[driver_id]
+        kind = request.query["logType"]
+        log = self.logs[driver_id] if kind == "stderr" else self.outputs.get(driver_id, "")
         length = int(request.query["byteLength"])
         offset = int(request.query.get("offset", max(0, len(log) - length)))
         part = log[offset : offset + length]
-        head = f"==== Bytes {offset}-{offset + len(part)} of {len(log)} of /spark/{driver_id}/stderr ====\n"
+        head = f"==== Bytes {offset}-{offset + len(part)} of {len(log)} of /spark/{driver_id}/{kind} ====\n"
         return web.Response(text=head + part)
 
 

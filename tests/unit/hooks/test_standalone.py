@@ -868,6 +868,14 @@ async def test_closed_and_used_again(cluster: FakeCluster, hook: QuickHook, stac
     await hook.check()
 
 
+async def test_log_tail_shows_a_pyspark_traceback(cluster: FakeCluster, hook: QuickHook) -> None:
+    job = JobRef(cluster.ran(driver(1, "FAILED"), launch_command() + "shutting down\n")["id"])
+    cluster.worker.outputs[job.id] = "working\nTraceback (most recent call last):\nValueError: why\n"
+    assert (await hook.log_tail(job, 6))[-3:] == ["working", "Traceback (most recent call last):", "ValueError: why"]
+    assert "shutting down" in await hook.log_tail(job, 6)
+    assert len(await hook.log_tail(job, 6)) <= 6
+
+
 async def test_log_tail_of_a_short_log(cluster: FakeCluster, hook: QuickHook) -> None:
     job = JobRef(cluster.ran(driver(1, "FAILED"), launch_command() + "Traceback\n")["id"])
     tail = await hook.log_tail(job, 1000)

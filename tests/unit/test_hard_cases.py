@@ -1,0 +1,379 @@
+"""Stories in which a job was nearly run twice, lost, killed by mistake, or followed for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, task_group
+from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
+
+from dev.processes import wait_until_async
+from durable_spark.jobs import ClusterUnreachable, JobRef, JobState
+from durable_spark.operators import job as operator_module
+from durable_spark.operators._store import Superseded, fingerprint_of
+from durable_spark.operators.job import DurableJobOperator
+from durable_spark.operators.spark import SparkJobOperator
+from durable_spark.triggers.feed import FeedKey, join
+from tests.unit import tries
+from tests.unit.test_feed import PolledHook, follow, hook, state
+from tests.unit.test_operator import elsewhere, event, instance, job_of, service
+from tests.unit.test_trigger import TOKEN, airflow, trigger
+from tests.unit.test_trigger import event as fired
+from tests.unit.tries import Died, Job, Service, TaskInstance
+
+__all__ = ["airflow", "hook", "instance", "service"]  # fixtures
+
+
+@pytest.fixture
+def production(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__DURABLE_SPARK__DEPLOYMENT", "production")
+
+
+def relaunch(service: Service, job: str) -> str:
+    service.jobs[job].state = JobState.RELAUNCHED
+    return service.add(service.jobs[job].token)
+
+
+def evict(service: Service, job: str) -> None:
+    service.jobs[job] = Job("", "", JobState.ABSENT)
+
+
+class TestRelaunchedByTheCluster:
+    def test_every_later_try_follows_the_successor(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        relaunch(service, "job-1")
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert instance.store["durable_job_id"] == "job-2"
+
+    def test_also_when_the_old_id_is_forgotten_and_the_task_cleared(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        instance.begin().execute()
+        relaunch(service, "job-1")
+        instance.begin().execute()
+        evict(service, "job-1")
+        instance.clear()
+        instance.begin().execute()
+        assert service.running == ["job-3"]
+
+    def test_a_stored_success_outlives_a_kill_before_the_mirror(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = instance.begin()
+        first.execute()
+        relaunch(service, "job-1")
+        service.jobs["job-2"].state = JobState.SUCCEEDED
+
+        def die(*_: Any) -> None:
+            raise Died
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DurableJobOperator, "mirror", die)
+            with pytest.raises(Died):
+                first.complete({**event(instance, "succeeded"), "job_id": "job-2"})
+        assert instance.begin().execute() == "job-2"
+
+    def test_an_unknown_job_may_have_a_successor(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin(on_lost="resubmit").execute()
+        relaunch(service, "job-1")
+        evict(service, "job-1")
+        assert job_of(instance.begin(on_lost="resubmit").execute()) == "job-2"
+        assert service.running == ["job-2"]
+
+    def test_after_a_clear_the_successor_is_killed(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        relaunch(service, "job-1")
+        evict(service, "job-1")
+        instance.clear()
+        instance.begin().execute()
+        assert service.running == ["job-3"]
+
+    async def test_the_trigger_looks_for_it_before_it_says_lost(self, service: Service, airflow: Any) -> None:
+        service.add(TOKEN)
+        evict(service, "job-1")
+        service.add(TOKEN, state=JobState.SUCCEEDED)
+        assert (await asyncio.wait_for(fired(trigger()), 5)).kind == "succeeded"
+
+
+class TestLateWorkers:
+    def test_kill_nothing_by_its_label(self, instance: TaskInstance, service: Service, production: None) -> None:
+        instance.begin().execute()
+        service.jobs["job-1"].state = JobState.FAILED
+        late = instance.begin()
+        assert job_of(instance.begin().execute()) == "job-2"
+        with pytest.raises(Superseded):
+            late.execute()
+        assert service.kills == []
+
+    def test_do_not_say_that_they_are_in_charge(self, instance: TaskInstance, service: Service) -> None:
+        oldest, second = instance.begin(), instance.begin()
+
+        def overtaken() -> None:
+            service.after_submit = None
+            elsewhere(instance.begin().execute)
+            with pytest.raises(Superseded):
+                elsewhere(oldest.execute)
+
+        service.after_submit = overtaken
+        with pytest.raises(Superseded):
+            second.execute()
+        assert service.running == ["job-1"]
+        assert instance.current is not None
+        assert instance.xcoms["durable_spark_try"]["ti_id"] == str(instance.current.id)
+
+    async def test_a_request_that_came_late_made_the_older_job(self, service: Service, airflow: Any) -> None:
+        service.add(TOKEN)
+        service.add(TOKEN)
+
+        async def killed() -> list[str]:
+            return service.kills
+
+        async def end() -> None:
+            await wait_until_async(killed, 5, "a kill", interval=0.01)
+            service.jobs["job-1"].state = JobState.SUCCEEDED
+
+        ending = asyncio.create_task(end())
+        told = await asyncio.wait_for(fired(trigger(job=JobRef("job-2"), sent_before=True)), 5)
+        await ending
+        assert (told.kind, told.job.id, service.kills) == ("succeeded", "job-1", ["job-2"])
+
+
+class TestEditedConnection:
+    def test_a_deadline_stores_no_verdict_of_another_cluster(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        first.execute()
+        service.jobs.clear()
+        service.names = ("service://two",)
+        with pytest.raises(AirflowTaskTimeout, match=r"may still run.*service://two"):
+            first.complete(event(instance, "timeout"))
+        with pytest.raises(AirflowException, match="ClusterChanged"):
+            instance.begin().execute()
+        assert service.submissions == 1
+
+
+class TestUpstream:
+    def test_what_ended_before_a_clear_is_no_success_after_an_outage(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        instance.store["durable_job_id"] = service.add("theirs", state=JobState.SUCCEEDED)
+        instance.clear()
+        service.unreachable = True
+        with pytest.raises(AirflowException, match="nothing was submitted"):
+            instance.begin().execute()
+
+    def test_a_job_that_was_found_is_mirrored(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        instance.begin().execute()
+        assert instance.store["durable_job_id"] == "job-1"
+
+
+class TestReconnectAfterAClear:
+    def test_also_without_a_record(self, instance: TaskInstance, service: Service, production: None) -> None:
+        instance.begin(on_clear="reconnect").execute()
+        instance.store.clear()
+        assert job_of(instance.begin(on_clear="reconnect").execute()) == "job-1"
+
+    def test_but_never_to_another_items_job(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(operator_module, "fingerprint_of", lambda _: "A")
+        instance.begin(on_clear="reconnect").execute()
+        monkeypatch.setattr(operator_module, "fingerprint_of", lambda _: "B")
+        assert job_of(instance.begin(on_clear="reconnect").execute()) == "job-2"
+        assert service.kills == ["job-1"]
+
+
+class TestTheWorkersOwnLife:
+    @pytest.mark.parametrize("name", ["poll_interval", "kill_timeout", "outage_timeout", "log_lines"])
+    @pytest.mark.parametrize("value", ["5", 0, -1, True])
+    def test_bad_numbers_fail_the_dag(self, instance: TaskInstance, name: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=name):
+            instance.begin(**{name: value})
+
+    def test_a_hook_that_cannot_close_hides_no_deferral(
+        self, instance: TaskInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def aclose(_: Any) -> None:
+            raise OSError("socket")
+
+        monkeypatch.setattr(tries.MemoryHook, "aclose", aclose)
+        assert job_of(instance.begin().execute()) == "job-1"
+
+    def test_a_description_with_any_keys(self, instance: TaskInstance) -> None:
+        assert job_of(instance.begin(job={1: "a", "b": 2, None: {3}}).execute()) == "job-1"
+
+    def test_a_timeout_that_lands_in_the_feed_is_not_lost(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Airflow's timer raises from a signal handler, in whatever code happens to run."""
+        monkeypatch.setattr(operator_module, "_TIMER_MARGIN", 0.1)
+        limit = datetime.timedelta(seconds=0.5)
+        first = instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=limit)
+        original, polls = tries.MemoryHook.poll, 0
+
+        async def poll(self: Any, jobs: Any) -> Any:
+            nonlocal polls
+            polls += 1
+            if polls == 4:
+                raise AirflowTaskTimeout("SIGALRM arrived while this code ran")
+            return await original(self, jobs)
+
+        monkeypatch.setattr(tries.MemoryHook, "poll", poll)
+        with alarm(10), pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
+            first.execute()
+        assert service.kills == ["job-1"]
+
+
+class alarm:  # noqa: N801 reads as a statement
+    """Fail what hangs."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        def hung(*_: Any) -> None:
+            raise RuntimeError(f"still waiting after {self.seconds} s")
+
+        self.before = signal.signal(signal.SIGALRM, hung)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.before)
+
+
+class TestTheSharedFeed:
+    async def test_an_outage_counts_from_the_try(self, service: Service, airflow: Any) -> None:
+        service.unreachable = True
+        key = FeedKey(hook="tests.unit.tries.MemoryHook", conn_id="memory", cluster=("service://one",))
+        make = lambda: tries.MemoryHook("memory")  # noqa: E731
+        async with join(key, JobRef("other"), make_hook=make, interval=0.01) as other:
+            await other.changed(5)
+            await asyncio.sleep(0.4)  # the outage grows older than the next try's patience
+            began = time.monotonic()
+            assert (await asyncio.wait_for(fired(trigger(outage_timeout=0.3)), 5)).kind == "outage"
+            assert time.monotonic() - began >= 0.25
+
+    async def test_one_bad_interval_does_not_starve_the_others(self, hook: type[PolledHook]) -> None:
+        hook.states = {"job": JobState.RUNNING, "bad": JobState.RUNNING}
+        bad: Any = "5"
+        async with follow(hook, "job") as good, follow(hook, "bad", interval=bad):
+            assert await state(good) is JobState.RUNNING
+            hook.states = {"job": JobState.SUCCEEDED}
+            assert await state(good) is JobState.SUCCEEDED
+            assert good.outage is None
+
+    async def test_no_interval_is_no_storm(self, hook: type[PolledHook]) -> None:
+        hook.states = {"job": JobState.RUNNING}
+        async with follow(hook, "job", interval=0) as subscription:
+            await state(subscription)
+            await asyncio.sleep(0.2)
+        assert len(hook.polls) < 50
+
+    async def test_the_last_leaves_in_the_moment_in_which_another_joins(self, hook: type[PolledHook]) -> None:
+        """asyncio.wait_for may swallow a cancellation before Python 3.12."""
+        hook.states = {"job": JobState.RUNNING}
+
+        async def come_and_go() -> None:
+            async with follow(hook, "job", interval=60) as subscription:
+                await state(subscription)
+                await asyncio.sleep(0.1)
+                async with follow(hook, "new", interval=60):
+                    pass
+
+        await asyncio.wait_for(come_and_go(), 5)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def test_on_kill_tries_again_within_its_time(
+        self, service: Service, airflow: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service.add(TOKEN)
+        airflow["state"] = "failed"
+        attempts = 0
+        original = tries.MemoryHook.kill
+
+        async def kill(self: Any, job: JobRef) -> None:
+            nonlocal attempts
+            attempts += 1
+            if attempts < 3:
+                raise ClusterUnreachable("failing over")
+            await original(self, job)
+
+        monkeypatch.setattr(tries.MemoryHook, "kill", kill)
+        await trigger().on_kill()
+        assert service.kills == ["job-1"]
+
+
+class TestFingerprint:
+    """Of the mapped item alone, whatever else of the task is edited."""
+
+    @staticmethod
+    def mapped(values: Any, index: int, *, kwargs: bool = False, **partial: Any) -> str:
+        with DAG("d", schedule=None) as dag:
+            partially = SparkJobOperator.partial(task_id="t", application="a.py", **partial)
+            if kwargs:
+                partially.expand_kwargs(values)
+            else:
+                partially.expand(application_args=values)
+        return TestFingerprint.of(dag, "t", index)
+
+    @staticmethod
+    def of(dag: DAG, task_id: str, index: int) -> str:
+        ti = SimpleNamespace(map_index=index, task_id=task_id, dag_id="d", run_id="r")
+        context: Any = {"ti": ti, "task_instance": ti, "dag": dag, "task": dag.get_task(task_id)}
+        return fingerprint_of(context)
+
+    def test_tells_items_apart(self) -> None:
+        both = [["a"], ["b"]]
+        assert self.mapped(both, 0) == self.mapped(both, 0) != self.mapped(both, 1)
+        assert self.mapped(both, 0) == self.mapped(both[::-1], 1)
+
+    def test_of_expand_kwargs(self) -> None:
+        both = [{"application_args": ["a"]}, {"application_args": ["b"]}]
+        assert self.mapped(both, 0, kwargs=True) != self.mapped(both, 1, kwargs=True)
+
+    def test_of_dates(self) -> None:
+        both = [[datetime.date(2026, 1, 1)], [datetime.date(2026, 1, 2)]]
+        assert self.mapped(both, 0) == self.mapped(both, 0) != self.mapped(both, 1)
+
+    @pytest.mark.parametrize(
+        "edited",
+        [
+            {"conn_id": "spark_default"},
+            {"poll_interval": 10.0},
+            {"durable": True},
+            {"retries": 5},
+            {"params": {"x": 1}},
+        ],
+    )
+    def test_is_not_touched_by_the_rest_of_the_task(self, edited: dict[str, Any]) -> None:
+        assert self.mapped([["a"]], 0) == self.mapped([["a"]], 0, **edited)
+
+    def test_of_a_mapped_task_group(self) -> None:
+        def group(values: list[str], index: int, **more: Any) -> str:
+            with DAG("d", schedule=None) as dag:
+
+                @task_group
+                def each(x: str) -> None:
+                    SparkJobOperator(task_id="t", application="a.py", application_args=[x], **more)
+
+                each.expand(x=values)
+            return self.of(dag, "each.t", index)
+
+        assert group(["a", "b"], 0) == group(["b", "a"], 1) != group(["a", "b"], 1)
+        assert group(["a", "b"], 0) == group(["a", "b"], 0, retries=5, driver_memory="2g")
+
+
+def test_default_args_reach_the_operator() -> None:
+    with DAG("d", schedule=None, default_args={"durable": False, "poll_interval": 7.0, "on_kill": "keep"}):
+        task = SparkJobOperator(task_id="t", application="a.py")
+    assert (task.durable, task.poll_interval, task.kill_jobs) == (False, 7.0, False)
