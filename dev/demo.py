@@ -143,7 +143,7 @@ class Demo:
             deferral.wait(60)
             run.tell()
             stored = self.airflow.store(DAG, run.id, TASK).get("spark_job_id")
-            run.say(f"the proxy holds the deferral back; the task state store has {stored}")
+            run.say(f"the proxy holds the deferral back; stored: {stored}")
             for pid in (process.supervisor, process.runner):
                 os.kill(pid, signal.SIGKILL)
             run.killed_at = time.time()
@@ -382,8 +382,8 @@ def _start(stack: contextlib.ExitStack, show: Show) -> Demo:
             stack.enter_context(airflow)
             started.result()
         airflow.wait_for_dag(DAG)
-    show.line(f"Spark {SPARK_VERSION}: a master and a worker, {cluster.master.ui}")
-    show.line(f"Airflow {version}: API server, scheduler, Dag processor, triggerer, {airflow.url}")
+    show.line(f"Spark {SPARK_VERSION}: {cluster.master.ui} (a master and a worker)")
+    show.line(f"Airflow {version}: {airflow.url} (API server, scheduler, ...)")
     show.line(f"all on loopback and free ports, SQLite, LocalExecutor; up in {time.monotonic() - begun:.0f} s")
     if (load := os.getloadavg()[0]) > 4 * (cores := os.cpu_count() or 1):
         show.line(f"this machine is busy (load {load:.0f} on {cores} cores): everything takes longer", style="yellow")
@@ -393,7 +393,7 @@ def _start(stack: contextlib.ExitStack, show: Show) -> Demo:
 def _runs(demo: Demo) -> list[Outcome]:
     scenes = (
         ("1. Nothing dies", demo.undisturbed),
-        ("2. The worker is killed after it stored the job's ID, before the task is deferred", demo.worker_dies),
+        ("2. The worker is killed: the job's ID is stored, the task not yet deferred", demo.worker_dies),
         ("3. The triggerer is killed while the task is deferred", demo.triggerer_dies),
     )
     outcomes = []
