@@ -190,7 +190,7 @@ class Airflow:
     @property
     def database(self) -> str:
         """SQLAlchemy URL of its database."""
-        return self._database or f"sqlite:///{self.home}/airflow.db?timeout=30"
+        return self._database or f"sqlite:///{self.home}/airflow.db"
 
     def __enter__(self) -> Self:
         try:

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from dev.spark import Driver, StandaloneCluster
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+DAGS = (
+    "blocking",
+    "durable_spark_example",
+    "keeping",
+    "life",
+    "limited",
+    "process_example",
+    "proxied",
+    "reconnecting",
+    "single",
+)
 ENDED = {"success", "failed"}
 
 
@@ -145,6 +156,10 @@ def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPa
             config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60}},
             env={"PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])},
         ) as airflow:
+            for dag in DAGS:
+                airflow.wait_for_dag(dag)
+            # No file changes any more. It writes every second, and SQLite has one writer at a time.
+            airflow.dag_processor.kill()
             yield Stage(airflow, standalone_cluster, execution_api, rest, processes, service_port)
     shutil.rmtree(dags, ignore_errors=True)
 
