@@ -109,6 +109,16 @@ class Extras:
             raise self.wrong(name, value, f"give one of {', '.join(choices)}")
         return value.lower()
 
+    def flag(self, name: str) -> bool:
+        """Return whether an extra is set: ``true`` or ``false``, as a JSON value or as text."""
+        value = self._values.get(name)
+        if value is None or value == "":
+            return False
+        text = str(value).strip().lower()
+        if text not in ("true", "false"):
+            raise self.wrong(name, value, "give true or false")
+        return text == "true"
+
     def seconds(self, name: str, default: float) -> float:
         """Return a positive number of seconds."""
         value = self._values.get(name)

@@ -13,6 +13,7 @@ aiohttp costs them more than everything else here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import re
@@ -24,11 +25,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from durable_spark.jobs import AuthenticationFailed, BadConfiguration, ClusterUnreachable, InvalidAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     import aiohttp
 
-__all__ = ["Answer", "AnswerTimeout", "ConnectFailed", "ConnectionLost", "HttpClient", "ssl_context"]
+__all__ = [
+    "Answer",
+    "AnswerTimeout",
+    "ConnectFailed",
+    "ConnectionLost",
+    "HttpClient",
+    "Stream",
+    "for_each",
+    "ssl_context",
+]
 
 _T = TypeVar("_T")
 
@@ -36,6 +55,8 @@ CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 15.0
 TOTAL_TIMEOUT = 30.0
 
+_ERROR_LIMIT = 1 << 20
+"""Bytes that the answer to a stream's request may have when it is an error."""
 _IN_ONE_GO = 512 * 1024
 """Characters of JSON that are parsed where they are: about 8 ms."""
 
@@ -145,15 +166,59 @@ class Answer:
         return value
 
 
+class Stream:
+    """
+    An answer without an end, read line by line.
+
+    :param answer: status and headers; the body is there only if the status is not 200.
+    """
+
+    def __init__(self, answer: Answer, response: aiohttp.ClientResponse) -> None:
+        self.answer = answer
+        self._response = response
+
+    async def lines(self, *, limit: int) -> AsyncGenerator[Sequence[bytes], None]:
+        """
+        Yield the lines as they come, those that come together in one piece. Ends when the server ends it.
+
+        What follows the last line break when the stream ends is no line: it was cut off.
+
+        :param limit: bytes that a line may have.
+        :raises ConnectionLost: the connection broke.
+        :raises AnswerTimeout: nothing came for longer than the read timeout.
+        :raises InvalidAnswer: a line is longer than the limit.
+        """
+        begun: list[bytes] = []
+        size = 0
+        with _named(self.answer.url):
+            async for chunk in self._response.content.iter_any():
+                *lines, rest = chunk.split(b"\n")
+                if lines:
+                    lines[0] = b"".join([*begun, lines[0]])
+                    begun, size = [], 0
+                begun.append(rest)
+                size += len(rest)
+                if size > limit:
+                    raise InvalidAnswer(f"a line of {self.answer.url} is longer than {limit} bytes")
+                if lines:
+                    yield lines
+
+
 class HttpClient:
     """
     An aiohttp session, made on first use, in the event loop that uses it.
 
     :param tls: for ``https`` URLs; ``None`` means the system's authorities.
+    :param proxy: URL of an HTTP proxy.
+    :param server_hostname: the name that the server's certificate must have, if not the URL's.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, proxy: str | None = None, server_hostname: str | None = None
+    ) -> None:
         self._tls = tls
+        self._proxy = proxy
+        self._server_hostname = server_hostname
         self._session: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
@@ -190,33 +255,43 @@ class HttpClient:
         limits = aiohttp.ClientTimeout(
             total=timeout, connect=min(timeout, CONNECT_TIMEOUT), sock_read=min(timeout, READ_TIMEOUT)
         )
-        try:
-            async with self._open().request(
-                method,
-                url,
-                json=body,
-                headers=headers,
-                timeout=limits,
-                allow_redirects=False,
-            ) as response:
-                return Answer(
-                    url=url,
-                    status=response.status,
-                    headers=response.headers,
-                    body=await _read(response, url=url, limit=limit),
-                )
-        except aiohttp.ClientSSLError as error:
-            raise _tls_failure(url, error) from error
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise ConnectFailed(f"no connection to {url}: {error or type(error).__name__}") from error
-        except asyncio.TimeoutError as error:
-            raise AnswerTimeout(f"{url} did not answer within {timeout:g} s") from error
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
-            raise ConnectionLost(f"{url} closed the connection without an answer") from error
-        except aiohttp.ClientPayloadError as error:
-            raise ConnectionLost(f"{url} closed the connection in the middle of its answer") from error
-        except aiohttp.ClientError as error:
-            raise InvalidAnswer(f"{url} did not answer in HTTP: {type(error).__name__}") from error
+        with _named(url, timeout):
+            async with self._send(method, url, json=body, headers=headers, timeout=limits) as response:
+                return await _answer(response, url=url, limit=limit)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, url: str, *, headers: Mapping[str, str] | None = None, read_timeout: float
+    ) -> AsyncIterator[Stream]:
+        """
+        Send a ``GET`` whose answer comes bit by bit, for as long as the context is open.
+
+        :param read_timeout: seconds without a byte after which the server is taken for hung.
+        :raises ConnectFailed, ConnectionLost, AnswerTimeout, InvalidAnswer, BadConfiguration: as :meth:`request` does.
+        """
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=read_timeout)
+        async with contextlib.AsyncExitStack() as stack:
+            with _named(url, read_timeout):
+                response = await stack.enter_async_context(self._send("GET", url, headers=headers, timeout=limits))
+                if response.status != 200:
+                    answer = await _answer(response, url=url, limit=_ERROR_LIMIT)
+                else:
+                    answer = Answer(url=url, status=200, headers=response.headers, body=b"")
+            yield Stream(answer, response)
+
+    def _send(self, method: str, url: str, **options: Any) -> aiohttp.client._RequestContextManager:
+        from yarl import URL
+
+        return self._open().request(
+            method,
+            URL(url, encoded=True),
+            proxy=self._proxy,
+            server_hostname=self._server_hostname,
+            allow_redirects=False,
+            **options,
+        )
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -226,6 +301,50 @@ class HttpClient:
             connector = aiohttp.TCPConnector(limit=32, ssl=self._tls if self._tls is not None else True)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._session
+
+
+@contextlib.contextmanager
+def _named(url: str, timeout: float | None = None) -> Iterator[None]:
+    """Raise this module's exceptions for aiohttp's."""
+    import aiohttp
+
+    try:
+        yield
+    except aiohttp.ClientSSLError as error:
+        raise _tls_failure(url, error) from error
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise ConnectFailed(f"no connection to {url}: {error or type(error).__name__}") from error
+    except asyncio.TimeoutError as error:
+        within = f" within {timeout:g} s" if timeout else " any more"
+        raise AnswerTimeout(f"{url} did not answer{within}") from error
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+        raise ConnectionLost(f"{url} closed the connection without an answer") from error
+    except aiohttp.ClientPayloadError as error:
+        raise ConnectionLost(f"{url} closed the connection in the middle of its answer") from error
+    except aiohttp.ClientError as error:
+        raise InvalidAnswer(f"{url} did not answer in HTTP: {type(error).__name__}") from error
+
+
+async def _answer(response: aiohttp.ClientResponse, *, url: str, limit: int) -> Answer:
+    body = await _read(response, url=url, limit=limit)
+    return Answer(url=url, status=response.status, headers=response.headers, body=body)
+
+
+async def for_each(call: Callable[[_T], Awaitable[None]], items: Iterable[_T], *, at_once: int) -> None:
+    """Call for each item, a few at once; the first error ends it."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(item: _T) -> None:
+        async with gate:
+            await call(item)
+
+    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def ssl_context(ca: str) -> ssl.SSLContext:

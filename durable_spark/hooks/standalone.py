@@ -25,12 +25,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from durable_spark.hooks._http import AnswerTimeout, ConnectFailed
+from durable_spark.hooks._http import AnswerTimeout, ConnectFailed, for_each
 from durable_spark.hooks._standalone_masters import (
     LOG_CHUNK,
     PAGE_LIMIT,
@@ -50,12 +49,12 @@ from durable_spark.hooks._standalone_pages import (
     state_of,
     tail,
 )
-from durable_spark.hooks._standalone_request import DEPLOYMENT, OWNER, TOKEN, build_request, parse_properties
+from durable_spark.hooks._standalone_request import DEPLOYMENT, OWNER, TOKEN, build_request
+from durable_spark.hooks._worker_files import read_properties_file
 from durable_spark.hooks.job import JobHook
 from durable_spark.jobs import (
     Absent,
     AuthenticationFailed,
-    BadArguments,
     BadConfiguration,
     ClusterError,
     ClusterUnreachable,
@@ -84,9 +83,6 @@ TIME_ZONES = 15 * 3600.0
 """Seconds by which the local time in a driver's ID may differ from UTC."""
 WORKER_REMEMBERS = 900
 """A worker's page that lists more drivers may have dropped some (``spark.worker.ui.retainedDrivers``, 1000)."""
-
-
-_T = TypeVar("_T")
 
 
 class _Untold(Exception):
@@ -141,7 +137,7 @@ class StandaloneHook(JobHook):
         driver; ``workers``, a digest of the workers.
         """
         settings = await self._masters.settings()
-        defaults = await self._properties_file(job)
+        defaults = await read_properties_file(job)
         build_request(job, submission, master=settings.master_url, defaults=defaults, version="unknown")
         view = await self._masters.first_view()
         version = await self._masters.reach_rest(await self._masters.master_of(view))
@@ -189,17 +185,6 @@ class StandaloneHook(JobHook):
         raise ClusterUnreachable(
             f"{error}; no driver has come of it: nothing was submitted", retry_after=error.retry_after
         ) from error
-
-    async def _properties_file(self, job: SparkJob) -> Mapping[str, str]:
-        if not job.properties_file:
-            return {}
-        try:
-            text = await asyncio.to_thread(Path(job.properties_file).read_text, encoding="utf-8")
-        except (OSError, ValueError, TypeError) as error:
-            raise BadArguments(
-                f"properties_file {job.properties_file!r} cannot be read on this Airflow worker: {error}"
-            ) from error
-        return parse_properties(text)
 
     # --- find
 
@@ -251,7 +236,7 @@ class StandaloneHook(JobHook):
                     OwnedJob(status=view.status(driver), token=labels.get(TOKEN, ""), owner=labels.get(OWNER, ""))
                 )
 
-        await _for_each(look, [driver for driver in view.drivers.values() if driver.live])
+        await for_each(look, [driver for driver in view.drivers.values() if driver.live], at_once=CONCURRENCY)
         return sorted(owned, key=lambda job: job.status.job)
 
     async def _look(
@@ -285,7 +270,7 @@ class StandaloneHook(JobHook):
                 untold.append(_Untold(f"{driver.id} hides it (spark.redaction.regex)", permanent=True))
 
         for start in range(0, len(candidates), 4 * CONCURRENCY):
-            await _for_each(look, candidates[start : start + 4 * CONCURRENCY])
+            await for_each(look, candidates[start : start + 4 * CONCURRENCY], at_once=CONCURRENCY)
             if matches:
                 break
         return matches, untold
@@ -311,7 +296,7 @@ class StandaloneHook(JobHook):
                 untold.append(_Untold(f"{worker} may have forgotten drivers", permanent=True))
             ran.update(dict.fromkeys(listed, worker))
 
-        await _for_each(read, view.workers.keys() - view.dead)
+        await for_each(read, view.workers.keys() - view.dead, at_once=CONCURRENCY)
         return ran
 
     async def _labels(self, driver: Driver, view: View) -> Mapping[str, str]:
@@ -400,7 +385,8 @@ class StandaloneHook(JobHook):
             elif told.message:
                 statuses[job] = dataclasses.replace(listed, message=f"{told.message}\n{listed.message}")
 
-        await _for_each(ask, [j for j in jobs if j not in statuses or statuses[j].state is JobState.FAILED])
+        untold = [job for job in jobs if job not in statuses or statuses[job].state is JobState.FAILED]
+        await for_each(ask, untold, at_once=CONCURRENCY)
 
     async def _poll_by_rest(self, jobs: Sequence[JobRef], error: ClusterError) -> Mapping[JobRef, JobStatus]:
         try:
@@ -415,7 +401,7 @@ class StandaloneHook(JobHook):
         async def ask(job: JobRef) -> None:
             statuses[job] = await self._rest_status(leader, job)
 
-        await _for_each(ask, jobs)
+        await for_each(ask, jobs, at_once=CONCURRENCY)
         return statuses
 
     async def _rest_status(self, leader: Master, job: JobRef) -> JobStatus:
@@ -548,19 +534,3 @@ def _accepted(answer: Mapping[str, Any]) -> JobRef:
             permanent=True,
         )
     return JobRef(driver_id)
-
-
-async def _for_each(call: Callable[[_T], Awaitable[None]], items: Iterable[_T]) -> None:
-    """Call for each item, a few at once; the first error ends it."""
-    gate = asyncio.Semaphore(CONCURRENCY)
-
-    async def one(item: _T) -> None:
-        async with gate:
-            await call(item)
-
-    tasks = [asyncio.ensure_future(one(item)) for item in items]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
