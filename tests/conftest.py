@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 
+from dev.kubernetes import KubernetesCluster
 from dev.processes import ToolMissing
 from dev.spark import StandaloneCluster, ensure_spark
 
@@ -49,6 +50,13 @@ def require(get: Callable[[], T]) -> T:
 def standalone_cluster() -> Iterator[StandaloneCluster]:
     """One master that remembers living drivers over a restart, and one worker. Leave it as it was found."""
     with StandaloneCluster(recovery=True, spark=require(ensure_spark)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kubernetes_cluster() -> Iterator[KubernetesCluster]:
+    """A Kubernetes API and one node, whose pods are processes. Leave it as it was found, but for pods of your own."""
+    with require(KubernetesCluster) as cluster:
         yield cluster
 
 
