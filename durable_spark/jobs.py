@@ -214,6 +214,8 @@ class Link(str, enum.Enum):
     """The job on the cluster's own page."""
     LOG = "log"
     """The log of its driver."""
+    HISTORY = "history"
+    """The application in the Spark history server."""
 
     @property
     def xcom_key(self) -> str:
@@ -245,6 +247,8 @@ class JobStatus:
     :param state: in our words.
     :param raw: in the cluster's words, for logs and errors (``FINISHED``, ``Succeeded``).
     :param message: the cluster's own explanation, at most a few thousand characters, without secrets.
+    :param held_up_since: for a job that is pending: since when the cluster says why it cannot start it, in seconds
+        since the epoch; ``None`` for one that merely waits its turn.
     :param links: what a person wants to click. Built from validated values only.
     """
 
@@ -252,6 +256,7 @@ class JobStatus:
     state: JobState
     raw: str = ""
     message: str = ""
+    held_up_since: float | None = None
     links: Mapping[Link, str] = dataclasses.field(default_factory=lambda: _NO_LINKS)
 
 
@@ -438,6 +443,7 @@ class Record:
     :param intended_at: our clock when the intent was written, in seconds since the epoch.
     :param job: the submission's job, once it is known to exist; ``None`` for a mere intent.
     :param verdict: of that job, once there is one.
+    :param killing: whether this task has asked the cluster to kill the job: if it is gone, it was killed, not lost.
     :param previous: earlier submissions of the task instance, the latest first.
     """
 
@@ -452,6 +458,7 @@ class Record:
     intended_at: float
     job: JobRef | None = None
     verdict: Verdict | None = None
+    killing: bool = False
     previous: tuple[PreviousSubmission, ...] = ()
 
     def lists(self, job_id: str) -> bool:
@@ -485,6 +492,7 @@ class Record:
             "verdict": {**dataclasses.asdict(self.verdict), "state": self.verdict.state.value}
             if self.verdict
             else None,
+            "killing": self.killing,
             "previous": [list(previous) for previous in self.previous],
         }
 
@@ -515,6 +523,7 @@ class Record:
             intended_at=_number(value.get("intended_at"), "intended_at"),
             job=_job_ref(value.get("job")),
             verdict=_verdict(value.get("verdict")),
+            killing=value.get("killing") is True,
             previous=tuple(PreviousSubmission(*(_text(part, "previous") for part in entry)) for entry in previous),
         )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["JobLink", "JobLogLink"]
+__all__ = ["JobHistoryLink", "JobLink", "JobLogLink"]
 
 
 class _StoredLink(BaseOperatorLink):
@@ -48,3 +48,10 @@ class JobLogLink(_StoredLink):
 
     name = "Driver log"
     link = Link.LOG
+
+
+class JobHistoryLink(_StoredLink):
+    """The application in the Spark history server."""
+
+    name = "Spark history"
+    link = Link.HISTORY

@@ -37,6 +37,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": _INTEGRATION,
                 "python-modules": [
                     "durable_spark.hooks.job",
+                    "durable_spark.hooks.kubernetes",
                     "durable_spark.hooks.spark",
                     "durable_spark.hooks.standalone",
                 ],
@@ -52,7 +53,11 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": dict(UI_FIELD_BEHAVIOUR),
             }
         ],
-        "extra-links": ["durable_spark.links.JobLink", "durable_spark.links.JobLogLink"],
+        "extra-links": [
+            "durable_spark.links.JobLink",
+            "durable_spark.links.JobLogLink",
+            "durable_spark.links.JobHistoryLink",
+        ],
         "config": {
             "durable_spark": {
                 "description": "Options of airflow-provider-durable-spark.",

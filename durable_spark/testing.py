@@ -584,6 +584,17 @@ class JobHookContract:
         """There is nothing to kill."""
         await hook.kill(unknown_job)
 
+    @pytest.mark.asyncio
+    async def test_release_may_be_repeated(
+        self, hook: JobHook, another_hook: JobHook, submit: Submit, job_that_succeeds: Any, unknown_job: JobRef
+    ) -> None:
+        """A task lets go of a job at least once, whether or not an earlier try has, or the job is still known."""
+        _, ref = await submit(job_that_succeeds)
+        await self._until(hook, ref, JobState.SUCCEEDED)
+        await hook.release(ref)
+        await another_hook.release(ref)
+        await hook.release(unknown_job)
+
     # What comes from a store or a cluster is not trusted
 
     @pytest.mark.asyncio
@@ -596,6 +607,7 @@ class JobHookContract:
         for ref in (JobRef(job_id), JobRef(job_id, uid=_MARK)):
             assert (await hook.poll([ref]))[ref].state is JobState.ABSENT
             await hook.kill(ref)
+            await hook.release(ref)
             assert list(await hook.log_tail(ref, 10)) == []
         assert _MARK.encode() not in sent, f"{job_id!r} was sent to the cluster"
 

@@ -137,6 +137,16 @@ class JobHook(BaseHook, abc.ABC):
         :raises RequestRefused: the cluster does not allow it.
         """
 
+    async def release(self, job: JobRef) -> None:
+        """
+        Let go of what is kept of a job: its end is recorded, or nobody waits for it any more.
+
+        Called whenever a task has done with a job, at least once, so also of a job that is not known any more. What a
+        service forgets by itself needs no hand; this default does nothing.
+
+        :raises RequestRefused: the cluster does not allow it.
+        """
+
     async def follow(self, followed: Followed) -> AsyncGenerator[Mapping[JobRef, JobStatus], None]:
         """
         Yield what is learnt of the followed jobs, for as long as it is iterated.

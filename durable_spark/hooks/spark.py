@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SparkHook"]
 
-_HOOK_OF_SCHEME = {"spark": "durable_spark.hooks.standalone.StandaloneHook"}
+_HOOK_OF_SCHEME = {
+    "spark": "durable_spark.hooks.standalone.StandaloneHook",
+    "k8s": "durable_spark.hooks.kubernetes.KubernetesHook",
+}
 
 _WHY_NOT = {
-    "k8s": "Kubernetes is not supported yet",
     "yarn": (
         "YARN is not submitted to natively: use durable_spark.operators.spark_submit.SparkSubmitOperator, "
         "which submits by spark-submit and follows as this one does"
@@ -108,6 +110,10 @@ class SparkHook(JobHook):
         """See :meth:`JobHook.kill`."""
         await (await self.resolve()).kill(job)
 
+    async def release(self, job: JobRef) -> None:
+        """See :meth:`JobHook.release`."""
+        await (await self.resolve()).release(job)
+
     async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
         """See :meth:`JobHook.log_tail`."""
         return await (await self.resolve()).log_tail(job, lines)
@@ -121,6 +127,6 @@ def _hook_class(url: str, conn_id: str) -> type[JobHook]:
     scheme = url.partition("://")[0].split("[")[0].lower()
     path = _HOOK_OF_SCHEME.get(scheme)
     if path is None:
-        why = _WHY_NOT.get(scheme.partition(":")[0], "give one that begins with spark://")
+        why = _WHY_NOT.get(scheme.partition(":")[0], "give one that begins with spark:// or k8s://")
         raise BadConfiguration(f"the master URL {url[:200]!r} of connection {conn_id!r} cannot be used: {why}")
     return load_hook_class(path)

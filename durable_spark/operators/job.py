@@ -60,7 +60,7 @@ from durable_spark.jobs import (
     Verdict,
     new_token,
 )
-from durable_spark.links import JobLink, JobLogLink
+from durable_spark.links import JobHistoryLink, JobLink, JobLogLink
 from durable_spark.operators._conversation import Conversation, first_event
 from durable_spark.operators._store import (
     Superseded,
@@ -116,6 +116,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     :param on_timeout: ``"kill"`` (the default) or ``"keep"`` the job when ``execution_timeout`` passes.
     :param on_lost: what to do when the cluster does not know the job any more and its end was not
         seen: ``"fail"`` (the default), without a retry; or ``"resubmit"``.
+    :param start_timeout: seconds for which the cluster may say why it cannot start the job (an image that cannot be
+        pulled, a pod that fits on no node) before the job is killed and has failed; ``None`` to wait for ever. A job
+        that merely waits its turn in a queue is waited for.
     :param kill_timeout: seconds within which an old job must be seen dead after a clear; else the task
         fails without submitting.
     :param outage_timeout: seconds without word from the cluster after which a try is given up; its
@@ -125,7 +128,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     template_fields: Sequence[str] = ("job", "conn_id")
     ui_color = "#ffe8d6"
-    operator_extra_links = (JobLink(), JobLogLink())
+    operator_extra_links = (JobLink(), JobLogLink(), JobHistoryLink())
     external_id_key = "durable_job_id"
 
     def __init__(
@@ -141,6 +144,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         on_clear: str = "kill",
         on_timeout: str = "kill",
         on_lost: str = "fail",
+        start_timeout: float | None = 1800.0,
         kill_timeout: float = 300.0,
         outage_timeout: float = 3600.0,
         log_lines: int = 50,
@@ -152,6 +156,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         _one_of("on_timeout", on_timeout, "kill", "keep")
         _one_of("on_lost", on_lost, "fail", "resubmit")
         _positive("poll_interval", poll_interval)
+        _positive("start_timeout", start_timeout)
         _positive("kill_timeout", kill_timeout)
         _positive("outage_timeout", outage_timeout)
         _positive("log_lines", log_lines)
@@ -164,6 +169,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.on_clear = on_clear
         self.on_timeout = on_timeout
         self.on_lost = on_lost
+        self.start_timeout = start_timeout
         self.kill_timeout = kill_timeout
         self.outage_timeout = outage_timeout
         self.log_lines = log_lines
@@ -285,16 +291,20 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         record = self._recorded
         if record.verdict is not None:
             self._status = _status_of(record)
+            self._release(record.job)
             return record.verdict.state.value
         self._expect_same_cluster(record)
         status = self._look(context)
         if status is None:
             return JobState.UNKNOWN.value
+        if status.state is JobState.ABSENT and self._recorded.killing:
+            status = dataclasses.replace(status, state=JobState.KILLED, message="killed by an earlier try of this task")
         self._status = status
         if status.state is JobState.ABSENT and self.on_lost == "fail":
             raise JobLost(self._lost_message(status))
         if status.state.final:
             self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(status)))
+            self._release(status.job)
         elif status.state.active:
             self._warn_of_changed_arguments(context)
         return status.state.value
@@ -466,12 +476,14 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._anew = True
         if record.verdict is not None:
             self.log.info("%s: running again (the last job ended as %s)", why, record.verdict.state.value)
+            self._release(record.job)
             return
         self._expect_same_cluster(record)
         if record.job is None and (found := self._find(context, record)) is not None:
             record = dataclasses.replace(record, job=found.status.job)
         if record.job is None:
             self.log.info("%s: running again (the last submission never reached the cluster)", why)
+            self._release(record.submission.job)
             return
         job = record.job
         status = self._poll_or_none(job)
@@ -480,6 +492,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             record = record.moved_to(job)
         if status is not None and status.state.final:
             self.log.info("%s: running again (its job %s ended as %s)", why, job, status.raw)
+            self._release(job)
             return
         same_item = record.fingerprint == fingerprint_of(context)
         if self.on_clear == "reconnect" and same_item and (status is None or status.state.active):
@@ -515,6 +528,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                     return
                 if status.state.final:
                     self.log.info("%s is %s", job, status.raw)
+                    self._release(job)
                     return
             except (ClusterError, SubmissionUncertain) as error:
                 trouble = str(error)
@@ -549,8 +563,23 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         for younger in found.younger:
             self.log.error("Killing %s: it carries the token of %s, and only one was meant", younger, found.status.job)
             self._save(context, record)
-            talk.run(talk.hook.kill(younger))
+            self._kill(younger)
         return found
+
+    def _kill(self, job: JobRef) -> None:
+        """Kill a job whose end nobody waits for."""
+        self._conversing.run(self._conversing.hook.kill(job))
+        self._release(job)
+
+    def _release(self, job: JobRef | None) -> None:
+        """Let go of a job that this task has done with. What fails here is no reason to fail the task."""
+        if job is None:
+            return
+        talk = self._conversing
+        try:
+            talk.run(talk.hook.release(job))
+        except DurableJobError as error:
+            self.log.warning("What the cluster keeps of %s could not be let go of: %s", job, error)
 
     def _poll_or_none(self, job: JobRef) -> JobStatus | None:
         """Return the job's status, ``None`` when the cluster is out of reach."""
@@ -606,7 +635,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             self.log.warning("Another try is in charge: leaving %s to it", job)
             return
         self.log.error("Another try is in charge, and %s: killing %s", reason, job)
-        talk.run(talk.hook.kill(job))
+        self._kill(job)
 
     # Waiting and ending
 
@@ -634,6 +663,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             quiet=quiet,
             interval=self.poll_interval,
             outage_timeout=self.outage_timeout,
+            start_timeout=self.start_timeout,
             kill=self.kill_jobs,
             kill_on_timeout=self.on_timeout == "kill",
             sent_before=self._sent_before,
@@ -666,9 +696,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if event is not None:
             return self._complete(context, JobEvent.from_json(event))
         if self.kill_jobs:
-            self._save(context, self._recorded)
+            self._save(context, dataclasses.replace(self._recorded, killing=True))
             self.log.warning("Told to stop: killing %s", arguments.job)
-            talk.run(talk.hook.kill(arguments.job))
+            self._kill(arguments.job)
         raise AirflowException(f"Told to stop while waiting for {arguments.job}")
 
     def _expect_still_wanted(self, context: Context) -> None:
@@ -685,9 +715,11 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return
         if job is not None and self.kill_jobs:
             if state is not None:  # nobody else can be in charge of what is gone
-                self._save(context, self._recorded)
+                self._save(context, dataclasses.replace(self._recorded, killing=True))
             self.log.warning("This task is %s by now: killing %s", state or "gone", job)
-            self._conversing.run(self._conversing.hook.kill(job))
+            self._kill(job)
+        else:
+            self._release(job)
         raise AirflowException(f"This task was set to {state or 'removed'} while it submitted")
 
     def _complete(self, context: Context, event: JobEvent) -> Any:
@@ -736,12 +768,14 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.mirror(context, status.job.id)
         if status.state is JobState.SUCCEEDED:
             self.log.info("%s is %s", status.job, status.raw or "succeeded")
+            self._release(status.job)
             return status.job.id
         what = f"{status.job} ended as {status.raw or status.state.value}"
         if status.message:
             what += f": {status.message}"
         talk = self._conversing
         tail = talk.run(talk.hook.log_tail(status.job, self.log_lines))
+        self._release(status.job)
         if tail:
             what += "\nThe last lines of its log:\n" + "\n".join(tail)
         raise (JobKilled if status.state is JobState.KILLED else JobFailed)(what)
@@ -770,7 +804,14 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _deadline_passed(
         self, context: Context, job: JobRef, *, killed_by_trigger: bool, message: str = ""
     ) -> DeadlinePassed:
-        """See the job dead, unless it is to be kept, and return what to raise."""
+        """See the job dead, unless it is to be kept, let go of it, and return what to raise."""
+        passed = self._end_at_deadline(context, job, killed_by_trigger=killed_by_trigger, message=message)
+        self._release(job)
+        return passed
+
+    def _end_at_deadline(
+        self, context: Context, job: JobRef, *, killed_by_trigger: bool, message: str
+    ) -> DeadlinePassed:
         talk, record = self._conversing, self._record or self._unrecorded(context, job)
         what = f"the execution timeout of {self.execution_timeout} passed"
         if killed_by_trigger:
@@ -778,7 +819,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return DeadlinePassed(f"{what}: {job} was killed")
         if self.on_timeout == "keep":
             return DeadlinePassed(f"{what}: {job} was left running, as on_timeout='keep' asks")
-        self._save(context, record)
+        self._save(context, dataclasses.replace(record, killing=True))
         try:
             self._expect_same_cluster(record)
             talk.run(talk.hook.kill(job))

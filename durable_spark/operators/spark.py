@@ -57,6 +57,11 @@ class SparkJobOperator(DurableJobOperator):
         (templated)
     :param properties_file: properties file on the worker, read when the job is submitted; ``conf`` wins. (templated)
     :param supervise: let the cluster itself start the driver again when it fails.
+    :param pod: Kubernetes: a pod, as a dict or a ``V1Pod``, whose fields are merged over the driver's. (templated)
+    :param hold_pod: Kubernetes: put a finalizer on the driver pod, so that its end cannot be lost to a deletion; it is
+        taken off when the end is recorded, or when nobody waits for it any more.
+    :param pod_at_end: Kubernetes: ``"keep"`` the driver pod when it has ended (the default, as Spark does), or
+        ``"delete"`` it once its end is recorded.
     :param status_poll_interval: seconds between two looks at the cluster; the same as ``poll_interval``.
     :param openlineage_inject_parent_job_info: let the job report this task as its parent to OpenLineage.
     :param openlineage_inject_transport_info: let the job use Airflow's OpenLineage transport.
@@ -86,8 +91,9 @@ class SparkJobOperator(DurableJobOperator):
         "application_args",
         "env_vars",
         "properties_file",
+        "pod",
     )
-    template_fields_renderers = {"conf": "json", "env_vars": "json", "application_args": "json"}
+    template_fields_renderers = {"conf": "json", "env_vars": "json", "application_args": "json", "pod": "json"}
     ui_color = "#ffe0b2"
     external_id_key = "spark_job_id"  # upstream's: a task in flight can change between the operators
 
@@ -120,6 +126,9 @@ class SparkJobOperator(DurableJobOperator):
         env_vars: Mapping[str, Any] | None = None,
         properties_file: str | None = None,
         supervise: bool | None = None,
+        pod: Any = None,
+        hold_pod: bool = False,
+        pod_at_end: str = "keep",
         status_poll_interval: float | None = None,
         openlineage_inject_parent_job_info: bool = airflow_conf.getboolean(
             "openlineage", "spark_inject_parent_job_info", fallback=False
@@ -158,6 +167,9 @@ class SparkJobOperator(DurableJobOperator):
         self.env_vars = env_vars
         self.properties_file = properties_file
         self.supervise = supervise
+        self.pod = pod
+        self.hold_pod = hold_pod
+        self.pod_at_end = pod_at_end
         self.openlineage_inject_parent_job_info = openlineage_inject_parent_job_info
         self.openlineage_inject_transport_info = openlineage_inject_transport_info
 
@@ -204,7 +216,13 @@ class SparkJobOperator(DurableJobOperator):
             principal=self.principal,
             proxy_user=self.proxy_user,
             supervise=self.supervise,
+            options=self._options(),
         )
+
+    def _options(self) -> dict[str, Any]:
+        """Return what was asked for beyond Spark's own arguments; a cluster that has no such thing refuses it."""
+        given = {"pod": self.pod, "hold_pod": self.hold_pod or None, "pod_at_end": self.pod_at_end}
+        return {name: value for name, value in given.items() if value not in (None, "keep")}
 
     def _conf_with_lineage(self, conf: Mapping[str, str], context: Context) -> dict[str, str]:
         properties = dict(conf)

@@ -66,6 +66,7 @@ class JobTriggerArguments:
     :param quiet: seconds after its start before which the trigger reports nothing.
     :param interval: seconds between two polls, or ``None`` for what the connection says.
     :param outage_timeout: seconds without word after which the following is given up.
+    :param start_timeout: seconds for which the cluster may say why it cannot start the job; ``None``: for ever.
     :param kill: whether the job is killed when a person ends the task.
     :param kill_on_timeout: whether the job is killed when the deadline passes.
     :param sent_before: whether the submission had been sent before, so that a request that was still
@@ -87,6 +88,7 @@ class JobTriggerArguments:
     quiet: float = 0.0
     interval: float | None = None
     outage_timeout: float = 3600.0
+    start_timeout: float | None = None
     kill: bool = True
     kill_on_timeout: bool = True
     sent_before: bool = False
@@ -193,6 +195,7 @@ class JobTrigger(BaseTrigger):
         self._job = self._args.job
         self._began = time.time()
         self._look_for_double_at: float | None = None
+        self._not_given_up_before = 0.0
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments, as Airflow stores them."""
@@ -211,9 +214,6 @@ class JobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Kill the job if a person has ended the task; not on a takeover, a clear, or when that cannot be told."""
-        if not self._args.kill:
-            self.log.info("Leaving %s alone, as on_kill='keep' asks", self._job)
-            return
         try:
             state = await self._task_state()
         except Exception as error:
@@ -222,7 +222,10 @@ class JobTrigger(BaseTrigger):
         if state not in ENDED_BY_A_PERSON:
             self.log.info("Not killing %s: its task is %s and goes on elsewhere", self._job, state)
             return
-        self.log.warning("Killing %s: its task is %s", self._job, state or "gone")
+        if self._args.kill:
+            self.log.warning("Killing %s: its task is %s", self._job, state or "gone")
+        else:
+            self.log.info("Leaving %s alone, as on_kill='keep' asks", self._job)
         async for attempt in AsyncRetrying(
             stop=stop_after_delay(_ON_KILL_BOUND),
             wait=wait_random_exponential(multiplier=0.2, max=5),
@@ -230,7 +233,7 @@ class JobTrigger(BaseTrigger):
             reraise=True,
         ):
             with attempt:
-                await asyncio.wait_for(self._kill(self._job), _ON_KILL_BOUND)
+                await asyncio.wait_for(self._let_go(), _ON_KILL_BOUND)
 
     # Following
 
@@ -250,7 +253,7 @@ class JobTrigger(BaseTrigger):
         """Return the event that ends the task, or ``None`` when another job is to be followed."""
         relaunched = False
         while True:
-            await subscription.changed(self._next_look(subscription.outage, relaunched=relaunched))
+            await subscription.changed(self._next_look(subscription, relaunched=relaunched))
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
                 await said.status(status)
@@ -261,6 +264,8 @@ class JobTrigger(BaseTrigger):
                     return None if await self._found_successor() else self._event("lost", status)
             if self._args.deadline is not None and time.time() >= self._args.deadline:
                 return await self._deadline_passed(subscription)
+            if (event := await self._never_started(subscription)) is not None:
+                return event
             if (event := self._outage_event(subscription)) is not None:
                 return event
             relaunched = status is not None and status.state is JobState.RELAUNCHED
@@ -269,9 +274,10 @@ class JobTrigger(BaseTrigger):
             if await self._another_is_the_job():
                 return None
 
-    def _next_look(self, outage: Outage | None, *, relaunched: bool) -> float | None:
+    def _next_look(self, subscription: Subscription, *, relaunched: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""
-        due = [moment for moment in (self._args.deadline, self._look_for_double_at) if moment is not None]
+        outage, start = subscription.outage, self._start_due(subscription.status)
+        due = [moment for moment in (self._args.deadline, self._look_for_double_at, start) if moment is not None]
         if outage is not None:
             due.append(max(outage.since, self._began) + self._args.outage_timeout)
         if relaunched:
@@ -287,6 +293,34 @@ class JobTrigger(BaseTrigger):
         if outage is None or time.time() - max(outage.since, self._began) < patience:
             return None
         return self._event("outage", subscription.status, message=f"no word for {patience:.0f} s: {outage.error}")
+
+    def _start_due(self, status: JobStatus | None) -> float | None:
+        """Return when a job that cannot be started is given up, in seconds since the epoch."""
+        if self._args.start_timeout is None or status is None or status.held_up_since is None:
+            return None
+        return max(status.held_up_since + self._args.start_timeout, self._not_given_up_before)
+
+    async def _never_started(self, subscription: Subscription) -> JobEvent | None:
+        """Give up a job that the cluster could not start in time: kill it, see it dead, report a failure."""
+        status = subscription.status
+        due = self._start_due(status)
+        if status is None or due is None or time.time() < due:
+            return None
+        self._not_given_up_before = time.time() + _KILL_CONFIRMED_WITHIN
+        if not await self._is_in_charge():
+            return None
+        self.log.warning("%s could not be started in %.0f s: killing it", self._job, self._args.start_timeout)
+        try:
+            await asyncio.wait_for(self._kill(self._job), _KILL_CONFIRMED_WITHIN)
+        except (DurableJobError, asyncio.TimeoutError) as error:
+            self.log.warning("The kill of %s was not accepted: %s", self._job, error)
+            return None
+        ended = await self._seen_dead(subscription)
+        if ended is None or ended.state in (JobState.SUCCEEDED, JobState.FAILED):
+            return None if ended is None else self._event(ended.state.value, ended)
+        why = f"{status.raw}: {status.message}" if status.message else status.raw
+        waited = f"it could not be started in {self._args.start_timeout:.0f} s"
+        return self._event("failed", status, message=f"{waited} and was killed ({why})")
 
     async def _found_successor(self) -> bool:
         """Look for the job that the cluster started in place of ours; ``True`` when there is one to follow."""
@@ -346,6 +380,13 @@ class JobTrigger(BaseTrigger):
 
     def _hook(self) -> JobHook:
         return load_hook_class(self._args.hook)(self._args.conn_id)
+
+    async def _let_go(self) -> None:
+        """Kill the job, unless it is to be kept; nobody waits for its end any more."""
+        if self._args.kill:
+            await self._kill(self._job)
+        async with self._hook() as hook:
+            await hook.release(self._job)
 
     async def _kill(self, job: JobRef) -> None:
         async with self._hook() as hook:
@@ -431,7 +472,8 @@ class _Narrator:
         last, self._last = self._last, status
         if last is None or (last.job, last.raw) != (status.job, status.raw):
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
-            self._trigger.log.info("%s is %s%s", status.job, status.raw or status.state.value, links)
+            why = f": {status.message}" if status.held_up_since is not None and status.message else ""
+            self._trigger.log.info("%s is %s%s%s", status.job, status.raw or status.state.value, why, links)
         if status.links and self._trigger._args.push_links and (last is None or last.links != status.links):
             await self._trigger.push_links(status.links)
 

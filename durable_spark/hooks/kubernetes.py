@@ -1,0 +1,531 @@
+"""
+Spark on Kubernetes: one ``POST`` of a driver pod submits, one watch follows all of them.
+
+What flows in: an Airflow connection (``k8s://https://host:port``) and the arguments of
+:class:`~durable_spark.hooks.job.JobHook`'s methods. What flows out: its answers.
+
+The pod's name holds the submission's token, so the job is known before it exists, and the API server itself refuses a
+second one (409). A job's ID is ``namespace:pod``, as upstream's operator stores it; its uid tells it from another
+pod of the same name.
+
+The trap: a pod that is not there may have been there. It never was if nobody has deleted it, so :meth:`find` reads the
+namespace's events, too: scheduler and kubelet leave some for every pod that they had to do with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import getpass
+import re
+import time
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from durable_spark.hooks._http import Answer, ConnectFailed, for_each
+from durable_spark.hooks._kubernetes_api import Api, Right, is_status, said
+from durable_spark.hooks._kubernetes_pod import (
+    DEPLOYMENT,
+    FINALIZER,
+    OWNER,
+    TOKEN,
+    Driver,
+    build_driver,
+    deployment_label,
+    is_namespace,
+    is_pod_name,
+    owner_reference,
+    template_path,
+)
+from durable_spark.hooks._kubernetes_watch import Watches
+from durable_spark.hooks._worker_files import read_pod_template, read_properties_file
+from durable_spark.hooks.job import Followed, JobHook
+from durable_spark.jobs import (
+    Absent,
+    BadConfiguration,
+    ClusterError,
+    ClusterUnreachable,
+    DurableJobError,
+    Found,
+    InvalidAnswer,
+    JobRef,
+    JobState,
+    JobStatus,
+    OwnedJob,
+    RequestRefused,
+    SparkJob,
+    Submission,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+
+if TYPE_CHECKING:
+    from durable_spark.hooks._kubernetes_status import Pod
+
+__all__ = ["KubernetesHook"]
+
+ONE_BY_ONE = 8
+"""As many pods of a namespace are asked for by name, all at once; for more, the namespace is listed."""
+LOG_BYTES = 256 << 10
+"""Bytes of a log's end that are asked for."""
+EVENTS_LAST = 3000.0
+"""Seconds for which events are sure to be kept (``--event-ttl`` of the API server, an hour)."""
+CONFLICTS = 10
+"""Times that a pod is read again because it changed before it could be deleted or patched."""
+CREATING = "Pending: ContainerCreating"
+EXPLAIN_AFTER = 15.0
+"""Seconds that a container may take to be created before the pod's events are asked why."""
+EXPLAIN_EVERY = 60.0
+
+NEEDED = (
+    Right("create", "pods"),
+    Right("get", "pods"),
+    Right("list", "pods"),
+    Right("watch", "pods"),
+    Right("delete", "pods"),
+    Right("get", "pods", "log"),
+)
+"""What :meth:`KubernetesHook.check` insists on."""
+USEFUL = {
+    Right("patch", "pods"): "holding pods",
+    Right("create", "secrets"): "secret settings",
+    Right("list", "events"): "telling a deleted pod from one that never was",
+}
+
+_OURS = re.compile(r"-[0-9a-f]{32}\Z")
+"""How the names of pods end that hold a token."""
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
+
+
+class KubernetesHook(JobHook):
+    """
+    A namespace of a Kubernetes cluster in which Spark drivers run.
+
+    :param conn_id: an Airflow connection of the type ``durable_spark`` or ``spark``. Host: the master URL
+        (``k8s://https://host:port``, or ``k8s://`` alone with a kubeconfig or in a pod). Password: a bearer
+        token. Extras: ``namespace``, ``token-file``, ``kubeconfig``, ``context``, ``in-cluster``, ``ca``,
+        ``dashboard-url``, ``log-url``, ``history-url``, ``poll-interval``.
+    """
+
+    bookmark_seconds: float = 90.0
+    """Seconds without a word on a watch after which the API server is taken for hung; bookmarks come every minute."""
+
+    def __init__(self, conn_id: str) -> None:
+        super().__init__(conn_id)
+        self._api = Api(conn_id, poll_interval=self.default_poll_interval)
+        self._prepared: Mapping[str, Driver] = {}
+        self._deleted: dict[JobRef, JobStatus] = {}
+        self._explain_again: dict[JobRef, float] = {}
+
+    async def aclose(self) -> None:
+        """Close the HTTP session."""
+        await self._api.aclose()
+
+    async def cluster(self) -> Sequence[str]:
+        """Return the API server's address, as a master URL."""
+        settings = await self._api.settings()
+        server = settings.server or (await self._api.access()).server
+        return [f"k8s://{server}"]
+
+    async def poll_interval(self) -> float:
+        """Return the connection's extra ``poll-interval``, or the default. A watch needs none to tell of a change."""
+        return (await self._api.settings()).poll_interval
+
+    # --- submit
+
+    async def prepare(self, job: SparkJob, submission: Submission) -> Submission:
+        """Check the job and reach the API server. The pod's name is known from here on."""
+        driver = await self._driver(job, submission)
+        namespace, name = _place(driver)
+        cluster_time = await self._api.reach(namespace, name)
+        self._prepared = {submission.token: driver}
+        return dataclasses.replace(submission, job=JobRef(f"{namespace}:{name}"), cluster_time=cluster_time)
+
+    async def submit(self, job: SparkJob, submission: Submission) -> JobRef:
+        """
+        Send the pod. However often it is sent, there is one: its name holds the token.
+
+        A Secret of the same name goes first if there are secret settings, and belongs to the pod afterwards.
+        """
+        driver = self._prepared.get(submission.token) or await self._driver(job, submission)
+        try:
+            async for attempt in AsyncRetrying(
+                stop=stop_after_attempt(3),
+                wait=wait_random_exponential(multiplier=0.5, max=5),
+                retry=retry_if_exception_type(ClusterUnreachable),
+                reraise=True,
+            ):
+                with attempt:
+                    return await self._send(driver, submission)
+        except ConnectFailed:
+            raise
+        except ClusterUnreachable as error:
+            raise SubmissionUncertain(
+                f"{error}; whether the pod {_place(driver)[1]} was created cannot be told now. "
+                "The next try looks for it"
+            ) from error
+        raise AssertionError("tenacity returns or raises")
+
+    async def _driver(self, job: SparkJob, submission: Submission) -> Driver:
+        defaults = await read_properties_file(job)
+        access = await self._api.access()
+        return build_driver(
+            job,
+            submission,
+            master=f"k8s://{access.server}",
+            namespace=access.namespace,
+            defaults=defaults,
+            template=await read_pod_template(template_path(job, defaults=defaults)),
+            user=await asyncio.to_thread(_user),
+        )
+
+    async def _send(self, driver: Driver, submission: Submission) -> JobRef:
+        namespace, name = _place(driver)
+        if driver.secret is not None and (pod := await self._send_secret(driver, submission)) is not None:
+            return pod.status.job
+        answer = await self._api.create("pods", namespace, driver.pod)
+        if answer.status == 409:
+            pod = await self._existing(namespace, name, submission, await said(answer))
+        elif answer.status in (200, 201, 202):
+            pod = await self._api.read(answer)
+        else:
+            refusal = await _refusal(answer)
+            if driver.secret is not None:
+                await self._drop_secret(namespace, name)
+            raise refusal
+        await self._give_secret_away(pod)
+        return pod.status.job
+
+    async def _existing(self, namespace: str, name: str, submission: Submission, message: str) -> Pod:
+        """Return the pod that has our name already, if it is of this submission."""
+        pod = await self._api.pod(namespace, name)
+        if pod is None:
+            raise SubmissionUncertain(
+                f"the pod {name} existed a moment ago ({message}) and is gone: somebody has deleted it", permanent=True
+            )
+        if pod.token != submission.token:
+            raise SubmissionRefused(
+                f"there is a pod {name} in {namespace} that is none of this submission's: {message}"
+            )
+        return pod
+
+    async def _send_secret(self, driver: Driver, submission: Submission) -> Pod | None:
+        """
+        Create the Secret, or take up the one of a try that died before it could send the pod.
+
+        :return: the pod, if that try has sent it after all.
+        """
+        namespace, name = _place(driver)
+        answer = await self._api.create("secrets", namespace, driver.secret or {})
+        if answer.status in (200, 201, 202):
+            return None
+        if answer.status != 409:
+            raise await _refusal(answer)
+        if (pod := await self._api.pod(namespace, name)) is not None:
+            pod = await self._existing(namespace, name, submission, await said(answer))
+            await self._give_secret_away(pod)
+            return pod
+        if await self._api.secret_token(namespace, name) != submission.token:
+            raise SubmissionRefused(f"there is a Secret {name} in {namespace} that is none of this submission's")
+        await self._api.patch("secrets", namespace, name, driver.secret or {})
+        return None
+
+    async def _give_secret_away(self, pod: Pod) -> None:
+        """Let the pod own its Secret, so that it is collected with it. Harmless when it does already."""
+        namespace, name = _parts(pod.status.job)
+        if pod.has_secret:
+            owner = owner_reference({"metadata": {"name": name, "uid": pod.status.job.uid}})
+            await self._api.patch("secrets", namespace, name, {"metadata": {"ownerReferences": [owner]}})
+
+    async def _drop_secret(self, namespace: str, name: str) -> None:
+        """Delete the Secret of a submission that has no pod."""
+        try:
+            await self._api.delete("secrets", namespace, name)
+        except DurableJobError as error:
+            self.log.warning("The Secret %s in %s could not be deleted: %s", name, namespace, error)
+
+    # --- find
+
+    async def find(self, submission: Submission) -> Found | Absent:
+        """
+        Look at the pod whose name the submission knows.
+
+        A pod that is not there now never was, unless the namespace's events tell of it: then somebody has deleted it.
+        Events last an hour (``--event-ttl``), and reading them is a right that the connection may lack; without it,
+        a pod that was deleted in the moment between two tries cannot be told from one that never was.
+        """
+        if submission.job is None:
+            return Absent()  # prepare() did not come that far
+        parsed = _parse(submission.job)
+        if parsed is None:
+            raise InvalidAnswer(f"the submission names {submission.job.id[:80]!r}, which is no pod")
+        namespace, name = parsed
+        pod = await self._api.pod(namespace, name)
+        if pod is not None:
+            pod = await self._existing(namespace, name, submission, "found by its name")
+            await self._give_secret_away(pod)
+            return Found(status=pod.status)
+        await self._expect_no_trace(namespace, name, submission)
+        return Absent()
+
+    async def _expect_no_trace(self, namespace: str, name: str, submission: Submission) -> None:
+        what = f"the pod {name} is not in {namespace}"
+        try:
+            events, now = await self._api.events(namespace, name)
+        except RequestRefused as error:
+            self.log.warning("Whether %s was deleted or never was is not looked up: %s", name, error)
+            return
+        if events:
+            raise SubmissionUncertain(
+                f"{what} any more, but it was: {events[-1]}. Somebody has deleted it, and its end was not seen",
+                permanent=True,
+            )
+        if submission.cluster_time is not None and now is not None and now - submission.cluster_time > EVENTS_LAST:
+            raise SubmissionUncertain(
+                f"{what}, and if it was, its events have expired by now: nothing shows that it never was",
+                permanent=True,
+            )
+
+    async def find_owned(self, deployment: str, owner: str | None = None) -> Sequence[OwnedJob]:
+        """Return the live pods with these labels in the connection's namespace."""
+        terms = [f"{DEPLOYMENT}={deployment_label(deployment)}" if deployment else f"!{DEPLOYMENT}", TOKEN]
+        if owner is not None:
+            if not _LABEL.match(owner):
+                return ()
+            terms.append(f"{OWNER}={owner}")
+        access = await self._api.access()
+        pods, _ = await self._api.pods(access.namespace, selector=",".join(terms))
+        return [
+            OwnedJob(status=pod.status, token=pod.token, owner=pod.labels.get(OWNER, ""))
+            for pod in pods
+            if pod.status.state.active
+        ]
+
+    # --- follow
+
+    async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+        """Ask for a few pods by name, for many by one list of the namespace's drivers."""
+        statuses: dict[JobRef, JobStatus] = {}
+        by_namespace: dict[str, dict[str, list[JobRef]]] = {}
+        for job in dict.fromkeys(jobs):
+            if (parsed := _parse(job)) is None:
+                statuses[job] = _absent(job)
+            else:
+                by_namespace.setdefault(parsed[0], {}).setdefault(parsed[1], []).append(job)
+        for namespace, wanted in by_namespace.items():
+            pods = await self._look(namespace, wanted.keys())
+            for name, refs in wanted.items():
+                statuses.update({ref: self._status(ref, pods.get(name)) for ref in refs})
+        return statuses
+
+    async def _look(self, namespace: str, names: Collection[str]) -> Mapping[str, JobStatus]:
+        found: dict[str, JobStatus] = {}
+        if len(names) > ONE_BY_ONE:
+            pods, _ = await self._api.pods(namespace, selector="spark-role=driver")
+            found = {_parts(pod.status.job)[1]: pod.status for pod in pods}
+
+        async def get(name: str) -> None:
+            if (pod := await self._api.pod(namespace, name)) is not None:
+                found[name] = pod.status
+
+        await for_each(get, [name for name in names if name not in found], at_once=ONE_BY_ONE)
+        return found
+
+    def _status(self, job: JobRef, seen: JobStatus | None) -> JobStatus:
+        """Return what is known of a job from the pod of its name, which may be another one."""
+        if seen is None or (job.uid and seen.job.uid != job.uid):
+            return self._deleted.get(job) or _absent(job)
+        return seen if seen.job == job else dataclasses.replace(seen, job=job)
+
+    async def follow(self, followed: Followed) -> AsyncGenerator[Mapping[JobRef, JobStatus], None]:
+        """
+        Yield what the watches tell, as soon as they do; and on the interval what they cannot tell.
+
+        A pod without our label (adopted from another operator) is in no watch, and one that is missing there may
+        only have been missed: both are asked for by name.
+        """
+        async with Watches(self._api, bookmark_seconds=self.bookmark_seconds) as watches:
+            told: set[JobRef] = set()
+            while True:
+                jobs = followed.jobs()
+                await watches.open({parsed[0] for job in jobs if (parsed := _parse(job)) is not None})
+                watches.forget_changes()
+                watched = {job: seen for job in jobs if (seen := self._watched(watches, job)) is not None}
+                news = {job: status for job, status in watched.items() if job not in told}
+                news.update(await self.poll([job for job in jobs if job not in watched]))
+                news.update(await self._explained(watches, watched))
+                told = set(watched)
+                if news:
+                    yield news
+                by_id: dict[str, list[JobRef]] = {}
+                for job in jobs:
+                    by_id.setdefault(job.id, []).append(job)
+                async with contextlib.aclosing(watches.changes(until=followed.pause())) as changes:
+                    async for changed in changes:
+                        news = {
+                            job: status
+                            for job_id in changed
+                            for job in by_id.get(job_id, ())
+                            if (status := self._watched(watches, job)) is not None
+                        }
+                        if news:
+                            yield news
+
+    def _watched(self, watches: Watches, job: JobRef) -> JobStatus | None:
+        """Return what the watches know of a job; nothing if the pod of its name is another one."""
+        seen = watches.status(job.id)
+        if seen is None or job.uid not in ("", seen.job.uid):
+            return None
+        return seen if seen.job == job else dataclasses.replace(seen, job=job)
+
+    async def _explained(self, watches: Watches, watched: Mapping[JobRef, JobStatus]) -> Mapping[JobRef, JobStatus]:
+        """
+        Return the statuses of a few pods that wait for something only their events name, such as a missing volume.
+
+        Best effort: a container that is being created says no more than that.
+        """
+        explained: dict[JobRef, JobStatus] = {}
+        now = time.time()
+        for job, status in watched.items():
+            since = status.held_up_since
+            if status.raw != CREATING or since is None or now - since < EXPLAIN_AFTER:
+                continue
+            if len(explained) == ONE_BY_ONE or now < self._explain_again.get(job, 0.0):
+                continue
+            self._explain_again[job] = now + EXPLAIN_EVERY
+            try:
+                events, _ = await self._api.events(*_parts(job), warnings=True)
+            except ClusterError as error:
+                self.log.debug("The events of %s cannot be read: %s", job, error)
+                return explained
+            if events:
+                explained[job] = dataclasses.replace(status, message=events[-1])
+                watches.replace(explained[job])
+        return explained
+
+    # --- end
+
+    async def kill(self, job: JobRef) -> None:
+        """
+        Delete the pod, with its own grace period, if it is there and has not ended.
+
+        It is deleted as it was read (uid and resource version), so that an end that comes in between is kept.
+        """
+        if (parsed := _parse(job)) is None:
+            return
+        namespace, name = parsed
+        for _ in range(CONFLICTS):
+            pod = await self._api.pod(namespace, name)
+            if pod is None or job.uid not in ("", pod.status.job.uid) or pod.status.state.final or pod.deleting:
+                return
+            if await self._api.delete_pod(pod):
+                self._deleted[job] = JobStatus(
+                    job=job, state=JobState.KILLED, raw="Deleted", message="the pod was deleted while it ran"
+                )
+                return
+        raise ClusterUnreachable(f"the pod {name} in {namespace} changes faster than it can be deleted")
+
+    async def release(self, job: JobRef) -> None:
+        """
+        Let go of the pod: take our finalizer from it, and delete it if that is to be done at its end.
+
+        Of a submission that has no pod, a Secret that was left is deleted.
+        """
+        if (parsed := _parse(job)) is None:
+            return
+        namespace, name = parsed
+        for _ in range(CONFLICTS):
+            pod = await self._api.pod(namespace, name)
+            if pod is None:
+                if _OURS.search(name) and await self._api.secret_token(namespace, name):
+                    await self._drop_secret(namespace, name)
+                return
+            if job.uid not in ("", pod.status.job.uid):
+                return
+            if pod.held:
+                kept = [finalizer for finalizer in pod.finalizers if finalizer != FINALIZER]
+                patch = {"metadata": {"finalizers": kept, "resourceVersion": pod.version}}
+                await self._api.patch("pods", namespace, name, patch)
+                continue
+            to_delete = pod.at_end == "delete" and pod.status.state.final and not pod.deleting
+            if not to_delete or await self._api.delete_pod(pod):
+                return
+        raise ClusterUnreachable(f"the pod {name} in {namespace} changes faster than it can be let go of")
+
+    async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
+        """Return the end of the driver's log; nothing once the pod is gone."""
+        if (parsed := _parse(job)) is None or lines < 1:
+            return ()
+        try:
+            pod = await self._api.pod(*parsed)
+            if pod is None or job.uid not in ("", pod.status.job.uid):
+                return ()
+            text = await self._api.log(pod, lines=lines, limit=LOG_BYTES)
+        except DurableJobError as error:
+            self.log.info("The log of %s cannot be read: %s", job, error)
+            return ()
+        return text.splitlines()[-lines:]
+
+    # --- check
+
+    async def check(self) -> str:
+        """
+        Reach the API server and ask what the credentials may do in the namespace.
+
+        :raises BadConfiguration: naming the rights that are missing.
+        """
+        version = await self._api.version()
+        access = await self._api.access()
+        await self._api.expect_namespace(access.namespace)
+        missing = [right for right in NEEDED if not await self._api.may(access.namespace, right)]
+        if missing:
+            raise BadConfiguration(
+                f"Kubernetes {version} at {access.server} is reached, but the connection's credentials may not "
+                f"{', '.join(map(str, missing))} in namespace {access.namespace!r}: grant it with a Role, as on the "
+                "documentation's page on Kubernetes"
+            )
+        lacking = [
+            f"{use} ({right})" for right, use in USEFUL.items() if not await self._api.may(access.namespace, right)
+        ]
+        without = f"; without {', '.join(lacking)}" if lacking else ""
+        return f"Kubernetes {version} at {access.server}: drivers may run in namespace {access.namespace!r}{without}"
+
+
+def _place(driver: Driver) -> tuple[str, str]:
+    metadata = driver.pod["metadata"]
+    return metadata["namespace"], metadata["name"]
+
+
+def _parts(job: JobRef) -> tuple[str, str]:
+    namespace, _, name = job.id.partition(":")
+    return namespace, name
+
+
+def _parse(job: JobRef) -> tuple[str, str] | None:
+    """Return namespace and name of a job ID, ``None`` if it is none of Kubernetes'."""
+    namespace, name = _parts(job)
+    return (namespace, name) if is_namespace(namespace) and is_pod_name(name) else None
+
+
+def _absent(job: JobRef) -> JobStatus:
+    return JobStatus(job=job, state=JobState.ABSENT, raw="NotFound", message="the API server has no such pod")
+
+
+async def _refusal(answer: Answer) -> DurableJobError:
+    """Return what a refused creation means. Nothing was created."""
+    text = f"the API server refused the submission ({answer.status}): {await said(answer)}"
+    if not await is_status(answer):
+        return InvalidAnswer(f"{answer.url} does not answer as an API server: {text}")
+    if answer.status == 403 and "quota" not in text:
+        text += ". The Test button of the connection says which rights are missing"
+    return SubmissionRefused(text)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry in /etc/passwd
+        return "airflow"
