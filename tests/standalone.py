@@ -1,31 +1,25 @@
-"""Jobs, submissions and credentials for tests on standalone clusters."""
+"""Jobs and credentials for tests on standalone clusters."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
 from cryptography.x509 import load_pem_x509_certificate
 
-from dev.processes import wait_until_async
 from dev.spark import Keystore
-from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, JobStatus, SparkJob, Submission, new_token
+from durable_spark.jobs import SparkJob
 
 if TYPE_CHECKING:
     import trustme
 
-    from durable_spark.hooks.job import JobHook
-
-__all__ = ["jvm_job", "jws", "keystore", "new_submission", "pyspark_job", "states_during", "submit", "until"]
+__all__ = ["jvm_job", "jws", "keystore", "pyspark_job"]
 
 APPS = Path(__file__).parent / "apps"
 
@@ -56,57 +50,6 @@ def pyspark_job(seconds: float, end: str = "0", **options: Any) -> SparkJob:
         "conf": {"spark.executor.extraJavaOptions": _QUICK_JVM, "spark.driver.extraJavaOptions": _QUICK_JVM},
     }
     return SparkJob(**arguments | options)
-
-
-def new_submission() -> Submission:
-    """Return a submission as an operator makes it, before a hook has prepared it."""
-    return Submission(token=new_token(), owner=new_token(), deployment="tests", name="tests.task")
-
-
-async def submit(hook: JobHook, job: SparkJob) -> tuple[Submission, JobRef]:
-    """Prepare and submit a job."""
-    submission = await hook.prepare(job, new_submission())
-    return submission, await hook.submit(job, submission)
-
-
-async def until(hook: JobHook, job: JobRef, *wanted: JobState, deadline: float = 60.0) -> JobStatus:
-    """Poll until the job is in one of the states; a cluster out of reach may come back meanwhile."""
-
-    async def reached() -> JobStatus | None:
-        try:
-            status = (await hook.poll([job]))[job]
-        except ClusterUnreachable as error:
-            raise OSError(str(error)) from error
-        if status.state in wanted:
-            return status
-        if not status.state.active:
-            raise AssertionError(f"{job} is to become {[state.value for state in wanted]}, but {status}")
-        return None
-
-    what = f"{job} to become {[state.value for state in wanted]}"
-    return await wait_until_async(reached, deadline, what, interval=0.1)
-
-
-@contextmanager
-def states_during(hook: JobHook, job: JobRef) -> Iterator[set[JobState | None]]:
-    """Poll all the while, and collect the states; ``None`` is a cluster out of reach."""
-    states: set[JobState | None] = set()
-
-    async def collect() -> None:
-        while True:
-            try:
-                states.add((await hook.poll([job]))[job].state)
-            except ClusterUnreachable:
-                states.add(None)
-            await asyncio.sleep(0.05)
-
-    task = asyncio.ensure_future(collect())
-    try:
-        yield states
-    finally:
-        if task.done():
-            task.result()
-        task.cancel()
 
 
 def jws(key: bytes, *, lifetime: float = 3600) -> str:

@@ -38,6 +38,8 @@ _STATES = {
 """By phase. ``Unknown``, and what is yet to be invented, are no verdict."""
 
 _MESSAGE_LIMIT = 2000
+_REPORTING = 5.0
+"""Seconds that a kubelet may take from a container's end to the pod's deletion."""
 _HELD_UP = {
     "ErrImagePull": "ErrImagePull",
     "ImagePullBackOff": "ErrImagePull",  # the same trouble between two tries
@@ -193,20 +195,22 @@ def _deleted_before_its_end(metadata: Mapping[str, Any], status: Mapping[str, An
     """
     Whether a failed pod's deletion was asked for before its last container ended.
 
-    ``deletionTimestamp`` is when the grace period ends. Times are whole seconds; in the same second an exit
-    by SIGTERM or SIGKILL counts as the deletion's doing.
+    ``deletionTimestamp`` is when the grace period ends. Times are whole seconds; in the same second an exit by
+    SIGTERM or SIGKILL counts as the deletion's doing. The kubelet, when it has ended the containers, deletes with a
+    grace period of 0, which moves the timestamp to that moment (seen while a finalizer holds the pod): then
+    an exit by signal a few seconds before counts, too.
     """
     deadline = _time(metadata.get("deletionTimestamp"))
     if deadline is None:
         return False
     grace = metadata.get("deletionGracePeriodSeconds")
     requested = deadline - (grace if isinstance(grace, int) else 0)
-    ends = [(_time(terminated.get("finishedAt")), terminated.get("exitCode")) for _, terminated in _terminated(status)]
-    known = [(end, code) for end, code in ends if end is not None]
-    if not known:
+    ends = [(end, terminated) for _, terminated in _terminated(status) if (end := _time(terminated.get("finishedAt")))]
+    if not ends:
         return True
-    end, code = max(known, key=lambda pair: pair[0])
-    return end > requested or (end == requested and code in (137, 143))
+    end, terminated = max(ends, key=lambda pair: pair[0])
+    by_signal = terminated.get("exitCode") in (137, 143) and terminated.get("reason") in (None, "Error")
+    return end > requested or (by_signal and requested - end <= (0 if grace else _REPORTING))
 
 
 def _terminated(status: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

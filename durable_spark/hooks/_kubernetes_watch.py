@@ -18,6 +18,7 @@ name, and if it is gone, its end was not seen.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import random
@@ -98,12 +99,14 @@ class Watches:
         namespace, _, name = job_id.partition(":")
         return self._pods.get(namespace, {}).get(name)
 
-    def replace(self, status: JobStatus) -> None:
-        """Put a better explained status in the place of one."""
+    def explain(self, status: JobStatus, message: str) -> JobStatus | None:
+        """Give a status a better message and return it; ``None`` if it is no longer the last one."""
         namespace, _, name = status.job.id.partition(":")
-        known = self._pods.get(namespace, {}).get(name)
-        if known is not None and known.job == status.job:
-            self._keep(status)
+        pods = self._pods.get(namespace, {})
+        if pods.get(name) != status:
+            return None
+        pods[name] = dataclasses.replace(status, message=message)
+        return pods[name]
 
     def forget_changes(self) -> None:
         """Take what has changed up to now as known."""

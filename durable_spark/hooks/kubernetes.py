@@ -151,6 +151,7 @@ class KubernetesHook(JobHook):
         A Secret of the same name goes first if there are secret settings, and belongs to the pod afterwards.
         """
         driver = self._prepared.get(submission.token) or await self._driver(job, submission)
+        reached = False  # whether a request that was not answered may have been served
         try:
             async for attempt in AsyncRetrying(
                 stop=stop_after_attempt(3),
@@ -159,10 +160,14 @@ class KubernetesHook(JobHook):
                 reraise=True,
             ):
                 with attempt:
-                    return await self._send(driver, submission)
-        except ConnectFailed:
-            raise
-        except ClusterUnreachable as error:
+                    try:
+                        return await self._send(driver, submission)
+                    except ClusterUnreachable as error:
+                        reached = reached or not isinstance(error, ConnectFailed)
+                        raise
+        except DurableJobError as error:
+            if not reached or isinstance(error, SubmissionUncertain):
+                raise
             raise SubmissionUncertain(
                 f"{error}; whether the pod {_place(driver)[1]} was created cannot be told now. "
                 "The next try looks for it"
@@ -389,21 +394,22 @@ class KubernetesHook(JobHook):
         """
         explained: dict[JobRef, JobStatus] = {}
         now = time.time()
-        for job, status in watched.items():
-            since = status.held_up_since
-            if status.raw != CREATING or since is None or now - since < EXPLAIN_AFTER:
+        for job in watched:
+            status = watches.status(job.id)
+            if status is None or status.raw != CREATING or now < self._explain_again.get(job, 0.0):
                 continue
-            if len(explained) == ONE_BY_ONE or now < self._explain_again.get(job, 0.0):
+            if status.held_up_since is None or now - status.held_up_since < EXPLAIN_AFTER:
                 continue
+            if len(explained) == ONE_BY_ONE:
+                break
             self._explain_again[job] = now + EXPLAIN_EVERY
             try:
                 events, _ = await self._api.events(*_parts(job), warnings=True)
             except ClusterError as error:
                 self.log.debug("The events of %s cannot be read: %s", job, error)
-                return explained
-            if events:
-                explained[job] = dataclasses.replace(status, message=events[-1])
-                watches.replace(explained[job])
+                break
+            if events and (better := watches.explain(status, events[-1])) is not None:
+                explained[job] = dataclasses.replace(better, job=job)
         return explained
 
     # --- end

@@ -31,7 +31,8 @@ from durable_spark.jobs import (
     SubmissionUncertain,
 )
 from tests.conftest import require
-from tests.standalone import jvm_job, jws, new_submission, pyspark_job, states_during, submit, until
+from tests.standalone import jvm_job, jws, pyspark_job
+from tests.submitting import new_submission, states_during, submit, until
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Connect, Guarded
