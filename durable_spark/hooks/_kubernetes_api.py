@@ -15,8 +15,8 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
 from durable_spark.hooks._http import Answer, HttpClient, Stream
@@ -31,6 +31,8 @@ from durable_spark.jobs import (
 )
 
 __all__ = ["Api", "Gone", "Right", "is_status", "said"]
+
+T = TypeVar("T")
 
 OBJECT_LIMIT = 8 << 20
 """Bytes that one object may have; etcd takes 1.5 MiB."""
@@ -105,22 +107,26 @@ class Api:
             return None
         return await self.read(await _expect(answer))
 
-    async def pods(self, namespace: str, *, selector: str) -> tuple[list[Pod], str]:
+    async def pods(self, namespace: str, *, selector: str, keep: Callable[[Pod], T]) -> tuple[list[T], str]:
         """
         Return all pods with these labels, and the resource version from which a watch goes on.
 
         Asked for in pages and without a resource version, so that the answer is not older than the question.
+
+        :param keep: what of a pod is returned. Of thousands of pods that should be little: see :meth:`Answer.parse`.
         """
-        settings = await self.settings()
-        pods: list[Pod] = []
+        links = (await self.settings()).links
+        kept: list[T] = []
         token = ""
         while True:
             query = {"labelSelector": selector, "limit": str(PAGE)} | ({"continue": token} if token else {})
             answer = await self.request("GET", _path("pods", namespace), query=query, limit=PAGE_LIMIT, timeout=120.0)
-            page, version, token = await (await _expect(answer)).parse(lambda value: _page(value, settings))
-            pods += page
+            page, version, token = await (await _expect(answer)).parse(
+                _page, element=lambda value: keep(read_pod(value, links=links))
+            )
+            kept += page
             if not token:
-                return pods, version
+                return kept, version
 
     async def read(self, answer: Answer) -> Pod:
         """Return the pod that an answer holds."""
@@ -380,14 +386,14 @@ def _headers(access: Access) -> dict[str, str]:
     return headers | {"Authorization": access.authorization} if access.authorization else headers
 
 
-def _page(value: Mapping[str, Any], settings: Settings) -> tuple[Sequence[Pod], str, str]:
-    metadata, items = value.get("metadata"), value.get("items")
+def _page(value: Mapping[str, Any]) -> tuple[Sequence[Any], str, str]:
+    """Return what was kept of the pods, the resource version, and the token of the next page."""
+    metadata, pods = value.get("metadata"), value.get("items")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if value.get("kind") not in ("PodList", "List") or not isinstance(version, str) or not version:
-        raise InvalidAnswer(f"not a list of pods: {json.dumps(value)[:200]}")
+        raise InvalidAnswer(f"not a list of pods: {str(value)[:200]}")
     token = metadata.get("continue") if isinstance(metadata, Mapping) else None
-    listed = items if isinstance(items, list) else []
-    return [read_pod(item, links=settings.links) for item in listed], version, token if isinstance(token, str) else ""
+    return pods if isinstance(pods, list) else [], version, token if isinstance(token, str) else ""
 
 
 def _event_texts(value: Mapping[str, Any]) -> Sequence[str]:

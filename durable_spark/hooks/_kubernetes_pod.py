@@ -253,6 +253,8 @@ def _basic(draft: _Draft, plan: Plan, hidden: _Hidden, *, user: str) -> None:
     container.setdefault("securityContext", {})["allowPrivilegeEscalation"] = flag(conf, escalation)
     container["resources"] = lay_over(container.get("resources", {}), _resources(plan))
     environment = prefixed(conf, "spark.kubernetes.driverEnv.") | string_map("env_vars", plan.job.env_vars)
+    # With --proxy-user, SparkSubmit in the driver runs as this one (SparkHadoopUtil.runAsSparkUser).
+    user = string("proxy_user", given(plan.job, "proxy_user") or user)
     draft.set_variables(
         {"name": "SPARK_USER", "value": _literal(user)},
         {"name": "SPARK_APPLICATION_ID", "value": plan.app_id},

@@ -154,19 +154,22 @@ class Watches:
 
     async def _list(self, namespace: str) -> str:
         try:
-            pods, version = await self._api.pods(namespace, selector=TOKEN)
+            statuses, version = await self._statuses(namespace)
         except Gone:  # a long list may outlive its own continue token
-            pods, version = await self._api.pods(namespace, selector=TOKEN)
+            statuses, version = await self._statuses(namespace)
         before = self._pods.get(namespace, {})
         self._pods[namespace] = {}
-        for pod in pods:
-            name = pod.status.job.id.partition(":")[2]
-            if (known := before.get(name)) is not None and known == pod.status:
+        for status in statuses:
+            name = status.job.id.partition(":")[2]
+            if (known := before.get(name)) is not None and known == status:
                 self._pods[namespace][name] = known
             else:
-                self._keep(pod.status)
+                self._keep(status)
         self._listed[namespace].set()
         return version
+
+    async def _statuses(self, namespace: str) -> tuple[list[JobStatus], str]:
+        return await self._api.pods(namespace, selector=TOKEN, keep=lambda pod: pod.status)
 
     async def _watch(self, namespace: str, version: str, *, until: float) -> str | None:
         """Return the resource version to go on from, ``None`` to list anew."""

@@ -302,7 +302,7 @@ class KubernetesHook(JobHook):
                 return ()
             terms.append(f"{OWNER}={owner}")
         access = await self._api.access()
-        pods, _ = await self._api.pods(access.namespace, selector=",".join(terms))
+        pods, _ = await self._api.pods(access.namespace, selector=",".join(terms), keep=lambda pod: pod)
         return [
             OwnedJob(status=pod.status, token=pod.token, owner=pod.labels.get(OWNER, ""))
             for pod in pods
@@ -329,8 +329,8 @@ class KubernetesHook(JobHook):
     async def _look(self, namespace: str, names: Collection[str]) -> Mapping[str, JobStatus]:
         found: dict[str, JobStatus] = {}
         if len(names) > ONE_BY_ONE:
-            pods, _ = await self._api.pods(namespace, selector="spark-role=driver")
-            found = {_parts(pod.status.job)[1]: pod.status for pod in pods}
+            statuses, _ = await self._api.pods(namespace, selector="spark-role=driver", keep=lambda pod: pod.status)
+            found = {_parts(status.job)[1]: status for status in statuses}
 
         async def get(name: str) -> None:
             if (pod := await self._api.pod(namespace, name)) is not None:
