@@ -318,9 +318,9 @@ class JobTrigger(BaseTrigger):
         ended = await self._seen_dead(subscription)
         if ended is None or ended.state in (JobState.SUCCEEDED, JobState.FAILED):
             return None if ended is None else self._event(ended.state.value, ended)
-        why = f"{status.raw}: {status.message}" if status.message else status.raw
-        waited = f"it could not be started in {self._args.start_timeout:.0f} s"
-        return self._event("failed", status, message=f"{waited} and was killed ({why})")
+        waited = f"it could not be started in {self._args.start_timeout:.0f} s (start_timeout), and was killed"
+        why = f"{status.message}; {waited}" if status.message else waited
+        return self._event("failed", status, message=why)
 
     async def _found_successor(self) -> bool:
         """Look for the job that the cluster started in place of ours; ``True`` when there is one to follow."""

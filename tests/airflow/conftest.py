@@ -1,4 +1,4 @@
-"""One real Airflow and one real standalone cluster for the whole suite, with proxies to stop a request at will."""
+"""One real Airflow and a real cluster of each kind for the whole suite, with proxies to stop a request at will."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
 
 if TYPE_CHECKING:
+    from dev.kubernetes import KubernetesCluster
     from dev.spark import Driver, StandaloneCluster
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -28,6 +29,10 @@ DAGS = (
     "keeping",
     "life",
     "limited",
+    "pod",
+    "pod_held",
+    "pod_single",
+    "pod_stuck",
     "process_example",
     "proxied",
     "reconnecting",
@@ -49,6 +54,8 @@ class Stage:
     processes: Proxy
     """Between the connection ``processes`` and the job service of the page on writing a hook."""
     service_port: int
+    kubernetes: KubernetesCluster | None
+    """Known to the connection ``kubernetes``. Nothing where one cannot be had."""
 
     def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
         """Trigger a run."""
@@ -100,7 +107,10 @@ class Run:
     def wait_until_followed(self) -> None:
         """Wait until the trigger runs: a task that is marked before reaches no code of ours."""
         wait_until(
-            lambda: " is RUNNING" in self.log(self.ti.try_number), 60, f"the trigger of {self.dag}", interval=0.2
+            lambda: " is running" in self.log(self.ti.try_number).lower(),
+            60,
+            f"the trigger of {self.dag}",
+            interval=0.2,
         )
 
     def drivers(self) -> list[Driver]:
@@ -129,7 +139,21 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def kubernetes(request: pytest.FixtureRequest) -> KubernetesCluster | None:
+    """Return the cluster whose pods run; ``None`` instead of skipping all that needs an Airflow."""
+    try:
+        cluster: KubernetesCluster = request.getfixturevalue("kubernetes_cluster")
+    except pytest.skip.Exception:
+        return None
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def stage(
+    standalone_cluster: StandaloneCluster,
+    kubernetes: KubernetesCluster | None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stage]:
     dags = tmp_path_factory.mktemp("dags")
     own, shipped = Path(__file__).parent / "dags", Path(durable_spark.example_dags.__file__).parent
     for file in (*own.glob("*.py"), *shipped.glob("*.py"), EXAMPLES / "process_dag.py"):
@@ -145,6 +169,8 @@ def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPa
             "spark_proxied": standalone_cluster.connection(rest_port=str(rest.port)),
             "processes": {"conn_type": "http", "host": "127.0.0.1", "port": processes.port, "extra": {}},
         }
+        if kubernetes is not None:
+            connections["kubernetes"] = kubernetes.connection()
         with Airflow(
             dags,
             port=port,
@@ -160,7 +186,7 @@ def stage(standalone_cluster: StandaloneCluster, tmp_path_factory: pytest.TempPa
                 airflow.wait_for_dag(dag)
             # No file changes any more. It writes every second, and SQLite has one writer at a time.
             airflow.dag_processor.kill()
-            yield Stage(airflow, standalone_cluster, execution_api, rest, processes, service_port)
+            yield Stage(airflow, standalone_cluster, execution_api, rest, processes, service_port, kubernetes)
     shutil.rmtree(dags, ignore_errors=True)
 
 

@@ -1,0 +1,58 @@
+"""Dags of the Airflow suite on Kubernetes: one driver pod each that runs no Spark, as long as the run's conf says."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param
+
+from durable_spark.operators.spark import SparkJobOperator
+
+
+def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
+    """Return a Dag whose task ``job`` runs a shell script in the driver's place."""
+    with DAG(
+        dag_id=dag_id,
+        schedule=None,
+        params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
+    ) as dag:
+        script = "echo begun; sleep {{ params.seconds }}; echo exiting with {{ params.exit_code }}"
+        container = {
+            "name": "spark-kubernetes-driver",
+            "command": ["sh", "-c", f"{script}; exit {{{{ params.exit_code }}}}"],
+        }
+        SparkJobOperator(
+            task_id="job",
+            **{
+                "application": "local:///nothing.py",
+                "conf": {
+                    "spark.kubernetes.container.image": "localhost/spark:test",
+                    "spark.kubernetes.container.image.pullPolicy": "Never",
+                },
+                "pod": {"spec": {"terminationGracePeriodSeconds": 1, "containers": [container]}},
+                "conn_id": "kubernetes",
+                "poll_interval": 1,
+                "retries": 2,
+                "retry_delay": timedelta(seconds=1),
+                "retry_exponential_backoff": False,
+                **arguments,
+            },
+        )
+    return dag
+
+
+pod = dag_of_one_pod("pod")
+pod_held = dag_of_one_pod("pod_held", hold_pod=True, pod_at_end="delete")
+pod_single = dag_of_one_pod("pod_single", retries=0)
+pod_stuck = dag_of_one_pod(
+    "pod_stuck",
+    conf={
+        "spark.kubernetes.container.image": "no/such:image",
+        "spark.kubernetes.container.image.pullPolicy": "Never",
+        "spark.hadoop.store.password": "hush-hush-hush",
+    },
+    start_timeout=10,
+    hold_pod=True,
+    retries=0,
+)
