@@ -100,7 +100,10 @@ def driver_memory(conf: Mapping[str, str], *, jvm: bool) -> int:
     heap = check_memory("spark.driver.memory", conf.get("spark.driver.memory", "1g"))
     if "spark.driver.memoryOverhead" in conf:
         return heap + _overhead(conf, "spark.driver.memoryOverhead")
-    factor = _factor(conf, "spark.driver.memoryOverheadFactor", default=overhead_factor(conf, jvm=jvm))
+    key = "spark.driver.memoryOverheadFactor"
+    factor = _factor(conf, key, default=overhead_factor(conf, jvm=jvm))
+    if factor == 0 and key in conf:
+        raise BadArguments(f"{key} is {conf[key]!r}: Spark wants a number greater than 0")
     return heap + max(int(factor * heap), _overhead(conf, "spark.driver.minMemoryOverhead", default="384m"))
 
 

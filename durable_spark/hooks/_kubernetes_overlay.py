@@ -2,7 +2,8 @@
 Pods that people wrote, as JSON: what they may be written with, and how one is laid over the driver pod.
 
 Mappings are merged, and so are the lists whose entries have a name; all other lists replace those of the driver pod.
-That is what ``kubectl patch`` does with the same pod, without its directives.
+A variable or a volume replaces the one of its name, since either is one of several kinds. That is what ``kubectl
+patch`` does with the same pod, without its directives.
 
 The trap: a client library's ``V1Pod`` does not have the API's field names. It knows them (``attribute_map``), and they
 are read from there, so that neither ``kubernetes`` nor ``kubernetes_asyncio`` need be there.
@@ -37,6 +38,8 @@ _KEY_OF = {
 }
 """By which key the entries of a list are told apart."""
 _APPENDED = ("tolerations",)
+_WHOLE = ("env", "volumes")
+"""Lists whose entries are not merged."""
 
 
 def pod_as_dict(pod: Any, what: str = "pod") -> dict[str, Any]:
@@ -77,7 +80,7 @@ def lay_over(base: Mapping[str, Any], overlay: Mapping[str, Any], what: str = "p
         elif isinstance(value, list) and isinstance(base.get(key), list) and key in _APPENDED:
             merged[key] = [*base[key], *value]
         elif isinstance(value, list) and isinstance(base.get(key), list) and key in _KEY_OF:
-            merged[key] = _lay_list_over(base[key], value, _KEY_OF[key], f"{what}.{key}")
+            merged[key] = _lay_list_over(base[key], value, f"{what}.{key}", name=_KEY_OF[key], whole=key in _WHOLE)
         else:
             merged[key] = value
     return merged
@@ -104,14 +107,14 @@ def _mappings(value: Mapping[str, Any], key: str, what: str) -> list[Any]:
     return found
 
 
-def _lay_list_over(base: Sequence[Any], overlay: Sequence[Any], name: str, what: str) -> list[Any]:
+def _lay_list_over(base: Sequence[Any], overlay: Sequence[Any], what: str, *, name: str, whole: bool) -> list[Any]:
     merged = list(base)
     for index, entry in enumerate(overlay):
         if name not in entry:
             raise BadArguments(f"{what}[{index}] has no {name}, by which it is told from the others")
         places = [place for place, old in enumerate(merged) if old.get(name) == entry[name]]
         if places:
-            merged[places[-1]] = lay_over(merged[places[-1]], entry, f"{what}[{index}]")
+            merged[places[-1]] = entry if whole else lay_over(merged[places[-1]], entry, f"{what}[{index}]")
         else:
             merged.append(entry)
     return merged

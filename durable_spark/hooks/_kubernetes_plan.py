@@ -25,13 +25,23 @@ from durable_spark.hooks._kubernetes_conf import (
     prefixed,
 )
 from durable_spark.hooks._kubernetes_status import APP_ID, DEPLOYMENT, OWNER, TOKEN
-from durable_spark.hooks._spark_arguments import check_main_class, given, merge_properties, string, string_map, strings
+from durable_spark.hooks._spark_arguments import (
+    check_main_class,
+    check_memory,
+    given,
+    merge_properties,
+    string,
+    string_map,
+    strings,
+    trimmed,
+)
 from durable_spark.jobs import BadArguments
 
 if TYPE_CHECKING:
     from durable_spark.jobs import SparkJob, Submission
 
 __all__ = [
+    "ARGUMENT_LIMIT",
     "SPARK_LABELS",
     "TASK",
     "Application",
@@ -100,6 +110,10 @@ TASK = "durable-spark/task"
 SPARK_LABELS = ("spark-app-name", APP_ID, "spark-role", "spark-version")
 """Labels that Spark gives its driver pods."""
 
+ARGUMENT_LIMIT = 128 << 10
+"""Bytes of one argument or variable, with the NUL at its end (Linux: ``MAX_ARG_STRLEN``)."""
+_HEAP = re.compile(r"[0-9]+[kmgtKMGT]\Z")
+"""Sizes that a JVM understands (``-Xmx``), as which Spark's launcher hands it the driver's memory."""
 _NAME_LIMIT = 63
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
@@ -176,6 +190,8 @@ class Application:
         for index, argument in enumerate(arguments):
             if "\r" in argument:
                 raise BadArguments(f"application_args[{index}] has a carriage return, which Spark's scripts take out")
+            if len(argument.encode()) >= ARGUMENT_LIMIT:
+                raise BadArguments(f"application_args[{index}] is longer than Linux allows: put it into a file")
         kind, main_class = _RUNNERS.get(language, ("java", job.java_class or ""))
         return cls(uri=uri, arguments=arguments, type=kind, main_class=main_class)
 
@@ -283,7 +299,7 @@ def refuse_our_names(what: str, names: Mapping[str, Any]) -> None:
 
 
 def _conf(job: SparkJob, application: Application, defaults: Mapping[str, str]) -> dict[str, str]:
-    conf = merge_properties(job, defaults, _PROPERTY_OF)
+    conf = {key: trimmed(value) for key, value in merge_properties(job, defaults, _PROPERTY_OF).items()}
     for key in conf:
         why = _REFUSED.get(key) or next(
             (why for prefix, why in _REFUSED_PREFIXES.items() if key.startswith(prefix)), ""
@@ -301,6 +317,8 @@ def _conf(job: SparkJob, application: Application, defaults: Mapping[str, str]) 
     check_executor_volumes(conf)
     if template := conf.get(_EXECUTOR_TEMPLATE):
         _uri(_EXECUTOR_TEMPLATE, template)  # the driver reads it when it makes executors (KubernetesExecutorBuilder)
+    if (heap := conf.get("spark.driver.memory")) and not _HEAP.match(heap):
+        conf["spark.driver.memory"] = f"{check_memory('spark.driver.memory', heap)}m"
     _check_kerberos(job, conf)
     return {key: value for key, value in conf.items() if value or key not in _FILES}
 

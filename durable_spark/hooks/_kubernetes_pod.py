@@ -30,6 +30,7 @@ from durable_spark.hooks._kubernetes_conf import (
 )
 from durable_spark.hooks._kubernetes_overlay import AT_END, Options, lay_over, pod_as_dict
 from durable_spark.hooks._kubernetes_plan import (
+    ARGUMENT_LIMIT,
     TASK,
     Plan,
     deployment_label,
@@ -69,7 +70,6 @@ __all__ = [
 _CONF_DIR = "/opt/spark/conf"
 _CONF_FILE = "spark.properties"
 _CONF_VOLUME = "spark-conf-volume-driver"
-_ARGUMENT_LIMIT = 128 << 10  # Linux: MAX_ARG_STRLEN, with the NUL at its end
 _VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*\Z")
 
 
@@ -151,6 +151,8 @@ class _Hidden:
         """Return an environment variable that has this very value."""
         if not _VARIABLE.match(name):
             raise BadArguments(f"{name!r} is not a name for an environment variable in Kubernetes")
+        if len(f"{name}={value}".encode()) >= ARGUMENT_LIMIT:
+            raise BadArguments(f"the value of the environment variable {name} is longer than Linux allows")
         if not self._secret(name, value):
             return {"name": name, "value": _literal(value)}
         self._data[f"env.{name}"] = value
@@ -168,7 +170,7 @@ class _Hidden:
             setting = f"{key}={value if key == 'spark.driver.host' else _literal(value)}"
             if key in plan.own:
                 shown += ["--conf", setting]
-            elif self._secret(key, value) or "\r" in value or len(setting.encode()) >= _ARGUMENT_LIMIT:
+            elif self._secret(key, value) or "\r" in value or len(setting.encode()) >= ARGUMENT_LIMIT:
                 hidden[key] = value
             else:
                 shown += ["--conf", setting]
@@ -322,13 +324,8 @@ def _resources(plan: Plan) -> dict[str, Any]:
 
 def _service_account(draft: _Draft, plan: Plan) -> None:
     """The driver's account (``DriverKubernetesCredentialsFeatureStep``)."""
-    for key in (
-        "spark.kubernetes.authenticate.driver.serviceAccountName",
-        "spark.kubernetes.authenticate.serviceAccountName",
-    ):
-        if account := plan.conf.get(key):
-            draft.spec["serviceAccountName"] = account
-            return
+    if account := plan.conf.get("spark.kubernetes.authenticate.driver.serviceAccountName"):
+        draft.spec["serviceAccountName"] = account
 
 
 def _secrets(draft: _Draft, plan: Plan) -> None:
@@ -397,7 +394,8 @@ def _local_dirs(draft: _Draft, plan: Plan) -> None:
     mounts = draft.container.get("volumeMounts", [])
     paths = [mount["mountPath"] for mount in mounts if mount.get("name", "").startswith("spark-local-dir-")]
     if not paths:
-        paths = plan.conf.get("spark.local.dir", f"/var/data/spark-{uuid.UUID(plan.submission.token)}").split(",")
+        own = f"/var/data/spark-{uuid.UUID(plan.submission.token)}"
+        paths = [path for path in plan.conf.get("spark.local.dir", "").split(",") if path] or [own]
         medium = {"medium": "Memory"} if flag(plan.conf, "spark.kubernetes.local.dirs.tmpfs") else {}
         for number, path in enumerate(paths, 1):
             draft.mount({"name": f"spark-local-dir-{number}", "emptyDir": medium}, {"mountPath": path})

@@ -2,7 +2,7 @@
 What every kind of cluster asks of a :class:`~durable_spark.jobs.SparkJob`: checks of its arguments, and their merging.
 
 Every error is a :class:`~durable_spark.jobs.BadArguments` that names the argument, what is wrong with it, and the fix.
-Only :func:`read_properties_file` does I/O.
+Pure: no I/O.
 
 The trap: no message may hold the value of a setting or of an environment variable that was not
 meant to be read by people: they are where passwords are.
@@ -10,10 +10,8 @@ meant to be read by people: they are where passwords are.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from durable_spark.jobs import BadArguments
@@ -30,10 +28,10 @@ __all__ = [
     "mebibytes",
     "merge_properties",
     "parse_properties",
-    "read_properties_file",
     "string",
     "string_map",
     "strings",
+    "trimmed",
     "write_properties",
 ]
 
@@ -51,6 +49,8 @@ _PROPERTY_OF = {
     "repositories": "spark.jars.repositories",
 }
 
+_BLANKS = "".join({chr(code) for code in range(33)} - {"\r", "\n"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MEMORY = re.compile(r"([0-9]+)([a-z]*)\Z")
 _MEMORY_UNITS = {"b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40, "p": 50, "pb": 50}
 """As powers of two."""
@@ -144,23 +144,17 @@ def count(name: str, value: object) -> str:
 
 def string(name: str, value: object) -> str:
     """Return a string that says something."""
-    if not isinstance(value, str):
-        raise BadArguments(f"{name} must be a string, not {type(value).__name__}")
-    if not value.strip():
+    text = _text(name, value)
+    if not text.strip():
         raise BadArguments(f"{name} is empty")
-    if "\0" in value:
-        raise BadArguments(f"{name} holds a NUL character")
-    return value
+    return text
 
 
 def strings(name: str, values: Sequence[str]) -> list[str]:
     """Return a list of strings."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise BadArguments(f"{name} must be a list of strings, not {type(values).__name__}")
-    for index, value in enumerate(values):
-        if not isinstance(value, str) or "\0" in value:
-            raise BadArguments(f"{name}[{index}] must be a string, not {type(value).__name__}")
-    return list(values)
+    return [_text(f"{name}[{index}]", value) for index, value in enumerate(values)]
 
 
 def string_map(name: str, values: Mapping[str, str]) -> dict[str, str]:
@@ -170,22 +164,18 @@ def string_map(name: str, values: Mapping[str, str]) -> dict[str, str]:
     for key, value in values.items():
         if not isinstance(key, str) or not re.fullmatch(r"[^\s=\0]+", key):
             raise BadArguments(f"{name} has the key {key!r}, which is not a name")
-        if not isinstance(value, str) or "\0" in value:
-            raise BadArguments(f"the value of {key} in {name} must be a string, not {type(value).__name__}: quote it")
+        _text(f"the value of {key} in {name}", value, advice=": quote it")
     return dict(values)
 
 
-async def read_properties_file(job: SparkJob) -> dict[str, str]:
-    """Return the properties of the file on this worker that a job names; none when it names none."""
-    if not job.properties_file:
-        return {}
-    try:
-        text = await asyncio.to_thread(Path(job.properties_file).read_text, encoding="utf-8")
-    except (OSError, ValueError, TypeError) as error:
-        raise BadArguments(
-            f"properties_file {job.properties_file!r} cannot be read on this Airflow worker: {error}"
-        ) from error
-    return parse_properties(text)
+def _text(name: str, value: object, *, advice: str = "") -> str:
+    if not isinstance(value, str):
+        raise BadArguments(f"{name} must be a string, not {type(value).__name__}{advice}")
+    if "\0" in value:
+        raise BadArguments(f"{name} holds a NUL character")
+    if _SURROGATE.search(value):
+        raise BadArguments(f"{name} holds half a character (a surrogate), which UTF-8 cannot write")
+    return value
 
 
 def parse_properties(text: str) -> dict[str, str]:
@@ -198,7 +188,7 @@ def parse_properties(text: str) -> dict[str, str]:
     for line in _logical_lines(text):
         key, value = _split_property(line)
         if key.startswith("spark."):
-            properties[key] = value.strip()
+            properties[key] = trimmed(value)
     return properties
 
 
@@ -206,14 +196,14 @@ def write_properties(properties: Mapping[str, str]) -> str:
     """
     Return a Java properties file from which ``java.util.Properties`` reads the same keys and values.
 
-    Spark itself then strips blanks from the ends of a value, as it does with every properties file.
+    The values are trimmed, as Spark would do with those of every properties file.
     """
-    return "".join(f"{_escape(key, ' :=#!')}={_escape_value(value)}\n" for key, value in properties.items())
+    return "".join(f"{_escape(key, ' :=#!')}={_escape(trimmed(value), '')}\n" for key, value in properties.items())
 
 
-def _escape_value(value: str) -> str:
-    text = value.lstrip(" ")
-    return "\\ " * (len(value) - len(text)) + _escape(text, "")
+def trimmed(value: str) -> str:
+    """Return a property's value as Spark reads it from a file: without blanks at its ends (``trimExceptCRLF``)."""
+    return value.strip(_BLANKS)
 
 
 def _escape(text: str, special: str) -> str:
@@ -264,4 +254,5 @@ def _split_property(line: str) -> tuple[str, str]:
 
 
 def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else _CONTROL.get(m[2], m[2]), text)
+    text = _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else _CONTROL.get(m[2], m[2]), text)
+    return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace")  # Java escapes UTF-16
