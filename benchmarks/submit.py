@@ -154,7 +154,7 @@ def _measure(name: str, options: argparse.Namespace) -> float:
         ],
         versions=[*case.versions, f"Spark {case.spark.version}"],
     )
-    return statistics.median(whole)
+    return float(statistics.median(whole))
 
 
 def _ours(case: Case) -> tuple[float, ...]:

@@ -26,12 +26,14 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DAGS = (
     "blocking",
     "durable_spark_example",
+    "durable_spark_kubernetes_example",
     "keeping",
     "life",
     "limited",
     "pod",
     "pod_held",
     "pod_single",
+    "pod_spark",
     "pod_stuck",
     "process_example",
     "proxied",
@@ -169,8 +171,10 @@ def stage(
             "spark_proxied": standalone_cluster.connection(rest_port=str(rest.port)),
             "processes": {"conn_type": "http", "host": "127.0.0.1", "port": processes.port, "extra": {}},
         }
+        env = {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
         if kubernetes is not None:
             connections["kubernetes"] = kubernetes.connection()
+            env["KUBERNETES_CONF"] = json.dumps(kubernetes.conf())
         with Airflow(
             dags,
             port=port,
@@ -180,7 +184,7 @@ def stage(
                 for name, connection in connections.items()
             },
             config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60}},
-            env={"PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])},
+            env=env,
         ) as airflow:
             for dag in DAGS:
                 airflow.wait_for_dag(dag)

@@ -7,6 +7,7 @@ Counted by the API server's audit log: one pod per submission, whatever died whe
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,26 @@ def test_killed_before_the_uid_was_stored(stage: Stage, run_pod: RunPod) -> None
 
 
 # --- from submission to verdict
+
+
+def test_the_test_button(stage: Stage, run_pod: RunPod) -> None:
+    assert stage.kubernetes is not None
+    connection = stage.kubernetes.connection()
+    body = {**connection, "connection_id": "trial", "extra": json.dumps(connection["extra"])}
+    good = stage.airflow.api("POST", "/connections/test", body)
+    assert good["status"], good
+    assert "drivers may run in namespace 'spark'" in good["message"]
+    bad = stage.airflow.api("POST", "/connections/test", {**body, "password": "hush-hush-hush"})
+    assert not bad["status"]
+    assert "does not accept" in bad["message"]
+    assert "hush-hush-hush" not in bad["message"]
+
+
+def test_spark_runs_with_an_executor(run_pod: RunPod) -> None:
+    job = run_pod("pod_spark", seconds="0")
+    assert job.life.wait(*ENDED, deadline=180).state == "success", job.life.logs()
+    (pod,) = job.pods()
+    assert "total=4950" in job.cluster.log(pod.name)
 
 
 def test_deferred_and_let_go_of_at_the_end(run_pod: RunPod) -> None:

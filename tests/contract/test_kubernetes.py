@@ -9,9 +9,9 @@ import pytest
 
 from dev.processes import free_port, wait_until
 from durable_spark.hooks.kubernetes import KubernetesHook
-from durable_spark.jobs import JobRef, SparkJob
-from durable_spark.testing import JobHookContract
-from tests.kubernetes import shell_job
+from durable_spark.jobs import JobRef, JobState, SparkJob
+from durable_spark.testing import JobHookContract, Submit
+from tests.kubernetes import shell_job, spark_job
 
 if TYPE_CHECKING:
     from dev.kubernetes import KubernetesCluster
@@ -41,6 +41,15 @@ class TestKubernetesHook(JobHookContract):
     @pytest.fixture
     def job_that_runs(self) -> SparkJob:
         return shell_job("exec sleep 600")
+
+    @pytest.mark.asyncio
+    async def test_a_spark_application_is_a_job(
+        self, hook: KubernetesHook, submit: Submit, kubernetes_cluster: KubernetesCluster
+    ) -> None:
+        """A driver that has the executor that it asks for."""
+        _, ref = await submit(spark_job(0, conf=kubernetes_cluster.conf()))
+        await self._until(hook, ref, JobState.SUCCEEDED)
+        assert any("total=4950" in line for line in await hook.log_tail(ref, 500))
 
     @pytest.fixture
     def unknown_job(self) -> JobRef:

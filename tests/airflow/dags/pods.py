@@ -1,8 +1,11 @@
-"""Dags of the Airflow suite on Kubernetes: one driver pod each that runs no Spark, as long as the run's conf says."""
+"""Dags of the Airflow suite on Kubernetes: one driver pod each, whose length and exit code come from the run's conf."""
 
 from __future__ import annotations
 
+import json
+import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Param
@@ -43,6 +46,13 @@ def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
 
 
 pod = dag_of_one_pod("pod")
+pod_spark = dag_of_one_pod(
+    "pod_spark",
+    application=f"local://{Path(__file__).resolve().parents[2] / 'apps' / 'driver.py'}",
+    application_args=["{{ params.seconds }}", "{{ params.exit_code }}"],
+    conf=json.loads(os.environ.get("KUBERNETES_CONF", "{}")),
+    pod=None,
+)
 pod_held = dag_of_one_pod("pod_held", hold_pod=True, pod_at_end="delete")
 pod_single = dag_of_one_pod("pod_single", retries=0)
 pod_stuck = dag_of_one_pod(
