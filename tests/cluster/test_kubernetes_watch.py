@@ -16,6 +16,7 @@ import pytest
 
 from dev.kubernetes import KubernetesCluster
 from durable_spark.hooks import _http
+from durable_spark.hooks._kubernetes_watch import Watches
 from durable_spark.hooks.kubernetes import KubernetesHook
 from durable_spark.jobs import JobRef, JobState
 from tests.conftest import require
@@ -181,6 +182,32 @@ async def test_killed_and_restarted_no_end_is_lost(
             await follower.until(expected[follower])
             await asyncio.to_thread(kubernetes_cluster.restart_api_server)
         await as_they_ended(expected)
+
+
+async def test_history_that_is_gone_is_listed_anew(
+    pods_at_rest: KubernetesCluster, make_hook: MakeHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """410, inside a 200: what happened since is told all the same."""
+    list_pods = Watches._list
+    lists = 0
+
+    async def list_and_forget(self: Watches, namespace: str) -> str:
+        nonlocal lists
+        lists += 1
+        version = await list_pods(self, namespace)
+        if lists > 1:
+            return version
+        pods_at_rest.patch_status(name_of(job), RUNNING)
+        return "1"
+
+    monkeypatch.setattr(Watches, "_list", list_and_forget)
+    await asyncio.to_thread(pods_at_rest.restart_api_server)
+    hook = make_hook()
+    _, job = await submit(hook, shell_job("exit 0"))
+    async with following(make_hook, job, interval=60) as (follower,):
+        await follower.until(JobState.RUNNING, deadline=20)
+    assert lists == 2
+    pods_at_rest.delete_pod(name_of(job), 0)
 
 
 async def test_hung_no_end_is_lost(kubernetes_cluster: KubernetesCluster, make_impatient_hook: MakeHook) -> None:
