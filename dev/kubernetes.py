@@ -1,10 +1,10 @@
 """
-A real Kubernetes API on loopback, whose pods really run, as local processes.
+A real Kubernetes API on loopback, whose pods really run, as local processes or, the full way, as containers.
 
 :class:`KubernetesCluster` starts etcd, kube-apiserver (TLS, tokens, RBAC, an audit log) and one node,
 :mod:`dev.kubernetes_node`; makes what kube-controller-manager would make; and grants the rights that the
 documentation's own manifest grants, ``docs/kubernetes/rbac.yaml``. Any of the three can be killed, suspended
-and started again.
+and started again. The full way there are a real scheduler and a real kubelet, :mod:`dev.kubernetes_kubelet`.
 
 Its :meth:`~KubernetesCluster.created_pods` is the witness of tests: which pods the API server's audit log says
 were created, read without any of the package's code.
@@ -12,7 +12,7 @@ were created, read without any of the package's code.
 The trap: there is no kube-controller-manager. A namespace needs a service account and the authority's
 certificate (:meth:`~KubernetesCluster.create_namespace`), and what a deleted pod owned stays.
 
-``python -m dev.kubernetes`` runs one until it is interrupted and prints how to reach it.
+``python -m dev.kubernetes [--full]`` runs one until it is interrupted and prints how to reach it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import trustme
 import yaml
 
-from dev.kubernetes_binaries import ensure_kubernetes
+from dev.kubernetes_binaries import CONTROL_PLANE, REAL_NODE, ensure_kubernetes
+from dev.kubernetes_kubelet import API_ADDRESS, NODE_ADDRESS, check_machine
 from dev.processes import Server, ToolMissing, free_port, wait_until
 from dev.spark import ensure_spark
 
@@ -101,6 +102,7 @@ class KubernetesCluster:
     :param labels: of the node, further ones.
     :param namespace: the one in which the rights of ``docs/kubernetes/rbac.yaml`` are granted.
     :param directory: for certificates, data, logs and pods; one that is removed at the end when ``None``.
+    :param full: whether the node is a kubelet with containerd and runc, which takes root and a machine that allows it.
     """
 
     namespace = "spark"
@@ -110,10 +112,18 @@ class KubernetesCluster:
     """The user that has the rights of Airflow, and :attr:`token`."""
 
     def __init__(
-        self, *, node: bool = True, labels: Mapping[str, str] | None = None, directory: Path | None = None
+        self,
+        *,
+        node: bool = True,
+        labels: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+        full: bool = False,
     ) -> None:
-        binaries = ensure_kubernetes()
-        _check_namespaces()
+        if full:
+            check_machine()
+        else:
+            _check_namespaces()
+        binaries = ensure_kubernetes(*CONTROL_PLANE, *(REAL_NODE if full else ()))
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="durable-spark-")
         self.directory = directory or Path(self._temporary.name if self._temporary else "")
         self.port = free_port()
@@ -126,9 +136,11 @@ class KubernetesCluster:
         self._audit_log = self.directory / "audit.log"
         etcd_port = free_port()
         self.etcd = self._etcd(binaries, etcd_port)
+        self._tunnel = self.directory / "node.sock" if full else None
         self.api_server = self._api_server(binaries, etcd_port)
-        self.node = self._node(labels or {})
-        self._servers = [self.etcd, self.api_server, *([self.node] if node else [])]
+        scheduler = [self._scheduler(binaries)] if full else []
+        self.node = self._kubelet(binaries, labels or {}) if full else self._node(labels or {})
+        self._servers = [self.etcd, self.api_server, *([*scheduler, self.node] if node else [])]
 
     def __enter__(self) -> Self:
         try:
@@ -154,6 +166,7 @@ class KubernetesCluster:
 
     def stop(self) -> None:
         """Kill everything, the pods with it."""
+        self.node.stop()
         for server in reversed(self._servers):
             server.kill()
         if self._temporary:
@@ -353,7 +366,7 @@ class KubernetesCluster:
         return {
             "spark.kubernetes.container.image": "localhost/spark:test",
             "spark.kubernetes.container.image.pullPolicy": "Never",
-            "spark.kubernetes.driver.master": self.url,
+            "spark.kubernetes.driver.master": f"https://{API_ADDRESS}" if self._tunnel else self.url,
             "spark.kubernetes.authenticate.driver.serviceAccountName": "spark",
             "spark.kubernetes.executor.useDriverPodIP": "true",  # there is no DNS for the driver's service
             "spark.kubernetes.allocation.batch.delay": "200ms",
@@ -396,8 +409,12 @@ class KubernetesCluster:
         wait_until(self._node_reports, _START, "the node", servers=self._servers, interval=0.02)
 
     def _node_reports(self) -> bool:
-        node = self.request("GET", f"/api/v1/nodes/{self.node_name}")
-        return bool(node["status"]["nodeInfo"].get("bootID") == str(self.node.pid))
+        path = f"/api/v1/nodes/{self.node_name}"
+        status = self.request("GET", path)["status"]
+        if self._tunnel is None:
+            return bool(status["nodeInfo"].get("bootID") == str(self.node.pid))
+        ready = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}.get("Ready")
+        return ready == "True" and self._send("GET", f"{path}/proxy/healthz") == b"ok"
 
     def _grant_rights(self) -> None:
         """Apply what users are told to apply, but to the user that has :attr:`token`."""
@@ -448,8 +465,10 @@ class KubernetesCluster:
         return self._server("etcd", [binaries / "etcd"], options)
 
     def _api_server(self, binaries: Path, etcd_port: int) -> Server:
-        serving = self._certificate("api-server.pem", "127.0.0.1", "localhost", "kubernetes.default.svc")
-        client = self._certificate("client.pem", common_name="api-server", organization_name="system:masters")
+        serving = self._certificate("api-server.pem", "127.0.0.1", "localhost", "kubernetes.default.svc", API_ADDRESS)
+        client = self._certificate(
+            "client.pem", "api-server.invalid", common_name="api-server", organization_name="system:masters"
+        )
         signing = self._write("service-accounts.pem", trustme.CA().private_key_pem.bytes())
         tokens = (
             f'{self.admin_token},admin,admin,"system:masters"\n'
@@ -480,6 +499,8 @@ class KubernetesCluster:
             "audit-log-path": self._audit_log,
             "audit-log-maxsize": "10000",  # megabytes, after which it would begin another one
         }
+        if self._tunnel:
+            options["egress-selector-config-file"] = self._egress(self._tunnel)
         return self._server("kube-apiserver", [binaries / "kube-apiserver"], options)
 
     def _node(self, labels: Mapping[str, str]) -> Server:
@@ -494,6 +515,41 @@ class KubernetesCluster:
             "labels": json.dumps(dict(labels)),
         }
         return self._server("node", [sys.executable, "-m", "dev.kubernetes_node"], options, cwd=_ROOT)
+
+    def _egress(self, tunnel: Path) -> Path:
+        """Return a file that tells the API server how to reach the node, which is not on the machine's network."""
+        connection = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": str(tunnel)}}}
+        configuration = {
+            "apiVersion": "apiserver.k8s.io/v1beta1",
+            "kind": "EgressSelectorConfiguration",
+            "egressSelections": [{"name": "cluster", "connection": connection}],
+        }
+        return self._write("egress.json", json.dumps(configuration).encode())
+
+    def _scheduler(self, binaries: Path) -> Server:
+        config = self.kubeconfig(self.directory / "scheduler.kubeconfig", token=self.admin_token)
+        options = {
+            "kubeconfig": config,
+            "authentication-kubeconfig": config,
+            "authorization-kubeconfig": config,
+            "leader-elect": "false",
+            "secure-port": "0",
+        }
+        return self._server("kube-scheduler", [binaries / "kube-scheduler"], options)
+
+    def _kubelet(self, binaries: Path, labels: Mapping[str, str]) -> Server:
+        options = {
+            "name": self.node_name,
+            "url": self.url,
+            "ca": self.ca,
+            "token-file": self._write("node.token", self.admin_token.encode()),
+            "certificate": self._certificate("node.pem", NODE_ADDRESS),
+            "tunnel": self._tunnel,
+            "programs": binaries,
+            "directory": self.directory / "node",
+            "labels": json.dumps(dict(labels)),
+        }
+        return self._server("node", [sys.executable, "-m", "dev.kubernetes_kubelet"], options, cwd=_ROOT)
 
     def _server(
         self, name: str, program: Iterable[str | Path], options: Mapping[str, object], cwd: Path | None = None
@@ -528,7 +584,7 @@ def _binding(metadata: Mapping[str, str], subjects: Iterable[Mapping[str, str]])
 
 
 def _main() -> None:
-    with KubernetesCluster() as cluster:
+    with KubernetesCluster(full="--full" in sys.argv[1:]) as cluster:
         print(f"{cluster.url}\nexport KUBECONFIG={cluster.kubeconfig(token=cluster.admin_token)}", flush=True)
         try:
             signal.pause()

@@ -63,7 +63,7 @@ class _Pod:
         metadata = manifest["metadata"]
         self.name, self.namespace, self.uid = metadata["name"], metadata["namespace"], metadata["uid"]
         self._path = f"/api/v1/namespaces/{self.namespace}/pods/{self.name}"
-        self._directory = node.directory / self.uid
+        self._directory: Path = node.directory / self.uid
         self.log = self._directory / "log"
         self.finished = False
         self._container: Object = manifest["spec"]["containers"][0]
@@ -279,9 +279,12 @@ class _Pod:
         spec, container = self.manifest["spec"], self._container
         self._ip = self._ip or self._node.new_address()
         inputs = Inputs(self._api, self.manifest, self._fields())
+        mounts = container.get("volumeMounts", [])
+        mounted = {entry["name"] for entry in mounts}  # what nobody mounts may be missing
         volumes = {
             volume["name"]: await inputs.volume(volume, self._directory / "volumes" / volume["name"])
             for volume in spec.get("volumes", [])
+            if volume["name"] in mounted
         }
         image = await self._pulled(problem)
         builtin = {**image.environment, **self._node.service_variables, "HOSTNAME": self.name}
@@ -293,7 +296,7 @@ class _Pod:
             "command": [*command, *arguments] if command else list(image.command(arguments, environment)),
             "environment": environment,
             "directory": container.get("workingDir") or "/",
-            "mounts": [mount_point(entry, volumes) for entry in container.get("volumeMounts", [])],
+            "mounts": [mount_point(entry, volumes) for entry in mounts],
             "root": str(self._directory / "root"),
             "parent": os.getpid(),
         }

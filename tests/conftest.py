@@ -18,6 +18,9 @@ from dev.spark import StandaloneCluster, ensure_spark
 
 T = TypeVar("T")
 
+FULL_KUBERNETES = bool(os.environ.get("DURABLE_SPARK_FULL_KUBERNETES"))
+"""Whether pods are containers of a real kubelet: ``scripts/test --full-kubernetes``."""
+
 pytest.register_assert_rewrite("durable_spark.testing")
 
 
@@ -55,8 +58,8 @@ def standalone_cluster() -> Iterator[StandaloneCluster]:
 
 @pytest.fixture(scope="session")
 def kubernetes_cluster() -> Iterator[KubernetesCluster]:
-    """A Kubernetes API and one node, whose pods are processes. Leave it as it was found, but for pods of your own."""
-    with require(KubernetesCluster) as cluster:
+    """A Kubernetes API and one node, whose pods really run. Leave it as it was found, but for pods of your own."""
+    with require(lambda: KubernetesCluster(full=FULL_KUBERNETES)) as cluster:
         yield cluster
 
 

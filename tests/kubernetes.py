@@ -15,7 +15,8 @@ APPS = Path(__file__).parent / "apps"
 def shell_job(script: str, *, pod: dict[str, Any] | None = None, **options: Any) -> SparkJob:
     """Return a driver pod that runs no Spark: its container runs a shell script instead of the image's entrypoint."""
     container = {"name": "spark-kubernetes-driver", "command": ["sh", "-c", script]}
-    spec = {"terminationGracePeriodSeconds": 2, **(pod or {}).get("spec", {}), "containers": [container]}
+    spec = {"terminationGracePeriodSeconds": 2, **(pod or {}).get("spec", {})}
+    spec["containers"] = [container, *spec.get("containers", [])]
     conf = {
         "spark.kubernetes.container.image": "localhost/spark:test",
         "spark.kubernetes.container.image.pullPolicy": "Never",

@@ -430,10 +430,10 @@ async def test_kill_is_by_uid_and_spares_an_end(
         ),
         pytest.param({"spark.kubernetes.driver.node.selector.disk": "fast"}, {}, "Unschedulable", "node affinity"),
         pytest.param(
+            {"spark.kubernetes.driver.secrets.no-such-secret": "/mnt/secret"},
             {},
-            {"volumes": [{"name": "absent", "configMap": {"name": "no-such-map"}}]},
             "ContainerCreating",
-            'configmap "no-such-map" not found',
+            'secret "no-such-secret" not found',
         ),
         pytest.param(
             {"spark.kubernetes.driver.secretKeyRef.KEY": "no-such-secret:key"},
