@@ -247,8 +247,8 @@ class JobStatus:
     :param state: in our words.
     :param raw: in the cluster's words, for logs and errors (``FINISHED``, ``Succeeded``).
     :param message: the cluster's own explanation, at most a few thousand characters, without secrets.
-    :param held_up_since: for a job that is pending: since when the cluster says why it cannot start it, in seconds
-        since the epoch; ``None`` for one that merely waits its turn.
+    :param held_up_since: for a job that is pending: since when something keeps it from starting that waiting its turn
+        is not, in seconds since the epoch; ``None`` for one that merely waits its turn.
     :param links: what a person wants to click. Built from validated values only.
     """
 

@@ -96,8 +96,8 @@ class Extras:
         value = self._values.get(name)
         if value is None or value == "":
             return None
-        if not isinstance(value, str):
-            raise self.wrong(name, value, "give it as a string")
+        if not isinstance(value, str):  # its value is not shown: it may be a whole kubeconfig
+            raise self.wrong(name, type(value).__name__, "give it as a string")
         return value
 
     def choice(self, name: str, choices: Sequence[str]) -> str:

@@ -203,7 +203,7 @@ class Stream:
                     begun, size = [], 0
                 begun.append(rest)
                 size += len(rest)
-                if size > limit:
+                if max([size, *map(len, lines)]) > limit:
                     raise InvalidAnswer(f"a line of {self.answer.url} is longer than {limit} bytes")
                 if lines:
                     yield lines
@@ -281,7 +281,7 @@ class HttpClient:
             with _named(url, read_timeout):
                 response = await stack.enter_async_context(self._send("GET", url, headers=headers, timeout=limits))
                 if response.status != 200:
-                    answer = await _answer(response, url=url, limit=_ERROR_LIMIT)
+                    answer = await asyncio.wait_for(_answer(response, url=url, limit=_ERROR_LIMIT), TOTAL_TIMEOUT)
                 else:
                     answer = Answer(url=url, status=200, headers=response.headers, body=b"")
             yield Stream(answer, response)

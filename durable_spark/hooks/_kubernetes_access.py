@@ -32,7 +32,7 @@ from durable_spark.jobs import AuthenticationFailed, BadConfiguration, ClusterUn
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import Configuration
-    from kubernetes_asyncio.config.kube_config import KubeConfigLoader
+    from kubernetes_asyncio.config.kube_config import ConfigNode, KubeConfigLoader
 
 __all__ = ["Access", "Settings", "load_access", "read_settings"]
 
@@ -45,19 +45,25 @@ EXPIRY_MARGIN = 60.0
 LOADING_TIMEOUT = 30.0
 """Seconds that an exec plugin, or an identity provider, may take."""
 
+_MALFORMED = (OSError, ValueError, KeyError, AttributeError, AssertionError, TypeError)
+"""What the loaders raise for files that are not what they should be."""
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
 
-class Settings(NamedTuple):
-    """What the connection says, checked."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """
+    What the connection says, checked.
+
+    :param server: ``https://host:port`` with an optional path; ``None``: a kubeconfig or the pod's environment has it.
+    """
 
     conn_id: str
     server: str | None
-    """``https://host:port`` with an optional path; ``None``: a kubeconfig or the pod's environment knows it."""
     namespace: str | None
-    token: str | None
+    token: str | None = dataclasses.field(repr=False)
     token_file: str | None
-    kubeconfig: str | None
+    kubeconfig: str | None = dataclasses.field(repr=False)
     context: str | None
     in_cluster: bool
     ca: str | None
@@ -84,7 +90,7 @@ class Access:
     authorization: str | None = dataclasses.field(default=None, repr=False)
     expires: float | None = None
     tls: ssl.SSLContext | None = None
-    proxy: str | None = None
+    proxy: str | None = dataclasses.field(default=None, repr=False)
     server_hostname: str | None = None
 
     @property
@@ -139,9 +145,10 @@ async def load_access(settings: Settings) -> Access:
 
 def _server(url: str, conn_id: str) -> str | None:
     """Return the API server's URL from the master URL, as Spark takes it: ``https`` unless it says ``http``."""
-    text = url.removeprefix("k8s://").rstrip("/")
-    if not text:
+    text = url[len("k8s://") :] if url.lower().startswith("k8s://") else url
+    if not text.strip("/"):
         return None
+    text = text if text.endswith("://") else text.rstrip("/")
     text = text if "://" in text else f"https://{text}"
     try:
         parts = urlsplit(text)
@@ -173,6 +180,11 @@ def _check(settings: Settings) -> None:
         raise BadConfiguration(
             f"connection {settings.conn_id!r} has credentials in {' and '.join(given)}: leave one of them"
         )
+    if settings.context and given and not settings.kubeconfig:
+        raise BadConfiguration(
+            f"connection {settings.conn_id!r} has the extra 'context', which is a kubeconfig's, beside {given[0]}: "
+            "leave one of them"
+        )
     if settings.server is None and (settings.token or settings.token_file):
         raise BadConfiguration(
             f"connection {settings.conn_id!r} has a token but no API server: give k8s://https://host:port as the host"
@@ -190,6 +202,8 @@ async def _token_access(settings: Settings) -> Access:
             raise BadConfiguration(
                 f"the extra 'token-file' of connection {settings.conn_id!r} cannot be read here: {error}"
             ) from error
+        if not token:
+            raise BadConfiguration(f"the file of the extra 'token-file' of connection {settings.conn_id!r} is empty")
         expires = time.time() + TOKEN_FILE_LIFETIME
     return Access(
         server=settings.server,
@@ -226,6 +240,11 @@ def _load(settings: Settings) -> Access:
     except ConfigException as error:
         raise BadConfiguration(
             f"the Kubernetes credentials of connection {settings.conn_id!r} cannot be used: {error}"
+        ) from error
+    except _MALFORMED as error:
+        raise BadConfiguration(
+            f"the Kubernetes credentials of connection {settings.conn_id!r} cannot be used: "
+            f"{type(error).__name__}: {error}"
         ) from error
     raise BadConfiguration(
         f"connection {settings.conn_id!r} has no credentials, and there is neither a kubeconfig nor a pod's service "
@@ -303,14 +322,14 @@ class _Inline(NamedTuple):
 
 def _loader(settings: Settings, directory: str) -> tuple[KubeConfigLoader, _Inline]:
     """Return the loader for the kubeconfig, and what was taken out of it lest the loader write it to a file."""
-    from kubernetes_asyncio.config.kube_config import KubeConfigLoader, KubeConfigMerger
+    from kubernetes_asyncio.config.kube_config import KubeConfigLoader
 
     text = settings.kubeconfig or _default_kubeconfig()
     config: Any
     if "\n" in text or text.lstrip().startswith("{"):
         config, base = _parsed(text, settings), os.getcwd()
     else:
-        config, base = KubeConfigMerger(text).config, None
+        config, base = _merged(text, settings), None
     if config is None:
         raise BadConfiguration(
             f"the kubeconfig {text[:200]!r} of connection {settings.conn_id!r} is not there: give the path of a file "
@@ -333,6 +352,24 @@ def _entry(config: Any, kind: str, name: object) -> dict[str, Any]:
     entries = getattr(config, "value", config).get(kind) or []
     plain = (getattr(entry, "value", entry) for entry in entries)
     return next((entry for entry in plain if entry.get("name") == name), {})
+
+
+def _merged(paths: str, settings: Settings) -> ConfigNode | None:
+    """Return what is in the files, ``None`` if there are none."""
+    import yaml
+    from kubernetes_asyncio.config.kube_config import KubeConfigMerger
+
+    try:
+        config = KubeConfigMerger(paths).config
+    except yaml.YAMLError as error:
+        raise BadConfiguration(
+            f"the kubeconfig {paths[:200]!r} of connection {settings.conn_id!r} is not YAML"
+        ) from error
+    if config is not None:
+        for kind in ("clusters", "contexts", "users"):
+            for entry in config.value[kind]:
+                entry.name = f"{kind}[name={entry.value.get('name')}]"  # it held the whole entry, and errors show it
+    return config
 
 
 def _parsed(text: str, settings: Settings) -> Mapping[str, Any]:
@@ -364,7 +401,7 @@ def _authenticate(loader: KubeConfigLoader, configuration: Configuration, settin
     from kubernetes_asyncio.config.config_exception import ConfigException
 
     try:
-        asyncio.run(asyncio.wait_for(loader.load_and_set(configuration), LOADING_TIMEOUT))
+        asyncio.run(_load_in_time(loader, configuration))
     except asyncio.TimeoutError as error:
         raise ClusterUnreachable(
             f"the kubeconfig of connection {settings.conn_id!r} gave no credentials within {LOADING_TIMEOUT:.0f} s"
@@ -375,10 +412,25 @@ def _authenticate(loader: KubeConfigLoader, configuration: Configuration, settin
                 f"the kubeconfig of connection {settings.conn_id!r} gave no credentials: {error}"
             ) from error
         raise
-    except (OSError, ValueError, KeyError, AttributeError, AssertionError, TypeError) as error:
-        raise BadConfiguration(
-            f"the kubeconfig of connection {settings.conn_id!r} cannot be used: {type(error).__name__}: {error}"
-        ) from error
+
+
+async def _load_in_time(loader: KubeConfigLoader, configuration: Configuration) -> None:
+    """Have the loader get credentials; a plugin that has not ended in time is killed."""
+    loop = asyncio.get_running_loop()
+    plugins = []
+    start = loop.subprocess_exec
+
+    async def start_and_note(*args: Any, **options: Any) -> Any:
+        transport, protocol = await start(*args, **options)
+        plugins.append(transport)
+        return transport, protocol
+
+    loop.subprocess_exec = start_and_note  # type: ignore[method-assign]  # the loop runs nothing else
+    try:
+        await asyncio.wait_for(loader.load_and_set(configuration), LOADING_TIMEOUT)
+    finally:
+        for plugin in plugins:
+            plugin.close()
 
 
 def _tls(configuration: Configuration, inline: _Inline, settings: Settings) -> ssl.SSLContext:

@@ -105,7 +105,7 @@ class Api:
         answer = await self.request("GET", _path("pods", namespace, name))
         if await _not_found(answer, name):
             return None
-        return await self.read(await _expect(answer))
+        return await self.read(await _expect(answer), namespace, name)
 
     async def pods(self, namespace: str, *, selector: str, keep: Callable[[Pod], T]) -> tuple[list[T], str]:
         """
@@ -122,16 +122,23 @@ class Api:
             query = {"labelSelector": selector, "limit": str(PAGE)} | ({"continue": token} if token else {})
             answer = await self.request("GET", _path("pods", namespace), query=query, limit=PAGE_LIMIT, timeout=120.0)
             page, version, token = await (await _expect(answer)).parse(
-                _page, element=lambda value: keep(read_pod(value, links=links))
+                _page, element=lambda value: keep(read_pod(value, namespace=namespace, links=links))
             )
             kept += page
             if not token:
                 return kept, version
 
-    async def read(self, answer: Answer) -> Pod:
-        """Return the pod that an answer holds."""
+    async def read(self, answer: Answer, namespace: str, name: str) -> Pod:
+        """
+        Return the pod that an answer holds.
+
+        :raises InvalidAnswer: when it is not the one of that name.
+        """
         links = (await self.settings()).links
-        return await answer.parse(lambda value: read_pod(value, links=links))
+        pod = await answer.parse(lambda value: read_pod(value, namespace=namespace, links=links))
+        if pod.status.job.id != f"{namespace}:{name}":
+            raise InvalidAnswer(f"{answer.url} shows another pod: {pod.status.job}")
+        return pod
 
     async def reach(self, namespace: str, name: str) -> float | None:
         """Ask for a pod, to see whether that is answered. Return the API server's clock, in seconds since the epoch."""

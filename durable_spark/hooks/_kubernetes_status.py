@@ -95,23 +95,24 @@ class Pod:
         return self.labels.get(TOKEN, "")
 
 
-def read_pod(value: Any, *, deleted: bool = False, links: LinkTemplates) -> Pod:
+def read_pod(value: Any, *, namespace: str, deleted: bool = False, links: LinkTemplates) -> Pod:
     """
     Return what matters of a pod.
 
     :param value: the pod as JSON.
+    :param namespace: that was asked.
     :param deleted: whether it is the last word of a pod that is gone.
-    :raises InvalidAnswer: when it is none.
+    :raises InvalidAnswer: when it is none, or of another namespace.
     """
     metadata, status, spec = _part(value, "metadata"), _part(value, "status"), _part(value, "spec")
-    namespace, name, uid = (str(metadata.get(key)) for key in ("namespace", "name", "uid"))
-    if not (_matches(_NAME, namespace) and _matches(_NAME, name) and _matches(_UID, uid)) or uid == "None":
-        raise InvalidAnswer(f"the API server shows a pod without a valid name: {str(metadata)[:200]!r}")
+    name, uid = metadata.get("name"), metadata.get("uid")
+    if metadata.get("namespace") != namespace or not (_matches(_NAME, name) and _matches(_UID, uid)):
+        raise InvalidAnswer(f"the API server shows what is no pod of {namespace}: {str(metadata)[:200]!r}")
     labels = {key: text for key, text in _part(metadata, "labels").items() if isinstance(text, str)}
     annotations = _part(metadata, "annotations")
     finalizers = metadata.get("finalizers")
     return Pod(
-        status=_job_status(JobRef(f"{namespace}:{name}", uid), metadata, status, deleted=deleted, links=links),
+        status=_job_status(JobRef(f"{namespace}:{name}", str(uid)), metadata, status, deleted=deleted, links=links),
         version=str(metadata.get("resourceVersion", "")),
         labels=labels,
         deleting=metadata.get("deletionTimestamp") is not None,

@@ -12,7 +12,7 @@ Streams end, and what ends them decides what is done:
 * From time to time it is listed anew all the same.
 
 The trap: an event may have been missed in all that, so a pod that a new list lacks is no verdict. It is asked for by
-name, and if it is gone, its end was not seen.
+name, and if it is gone, its end was not seen. A pod from which our label is taken is told of as deleted, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Collection, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
@@ -32,6 +32,9 @@ from durable_spark.hooks._http import ConnectionLost
 from durable_spark.hooks._kubernetes_api import Api, Gone
 from durable_spark.hooks._kubernetes_status import TOKEN, read_pod
 from durable_spark.jobs import ClusterUnreachable, InvalidAnswer, JobStatus
+
+if TYPE_CHECKING:
+    from durable_spark.hooks._kubernetes_links import LinkTemplates
 
 __all__ = ["Watches"]
 
@@ -184,15 +187,27 @@ class Watches:
                     async for lines in stream.lines(limit=EVENT_LIMIT):
                         for line in lines:
                             kind, value = _event(line)
-                            version = _version(value) or version
                             if kind != "BOOKMARK":
-                                self._keep(read_pod(value, deleted=kind == "DELETED", links=links).status)
+                                await self._take(namespace, value, deleted=kind == "DELETED", links=links)
+                            version = _version(value) or version
                         await asyncio.sleep(0)
                 except ConnectionLost as error:
                     log.debug("The watch of %s broke and goes on: %s", namespace, error)
         except Gone:
             return None
         return version
+
+    async def _take(self, namespace: str, value: Mapping[str, Any], *, deleted: bool, links: LinkTemplates) -> None:
+        """Take up what a watch tells of a pod. It calls one deleted, too, from which only our label was taken."""
+        status = read_pod(value, namespace=namespace, links=links).status
+        if deleted and not status.state.final:
+            name = status.job.id.partition(":")[2]
+            pod = await self._api.pod(namespace, name)
+            if pod is not None and pod.status.job == status.job:
+                self._pods[namespace].pop(name, None)  # from now on it is asked for by name
+                return
+            status = read_pod(value, namespace=namespace, deleted=True, links=links).status
+        self._keep(status)
 
     def _keep(self, status: JobStatus) -> None:
         namespace, _, name = status.job.id.partition(":")

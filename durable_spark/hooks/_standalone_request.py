@@ -80,7 +80,8 @@ def build_request(
         if given(job, name) is not None:
             raise BadArguments(f"{name} cannot be used with a standalone cluster: {why}")
     if job.options:
-        raise BadArguments(f"a standalone cluster does not know {', '.join(sorted(map(str, job.options)))}")
+        names = ", ".join(sorted(map(str, job.options)))
+        raise BadArguments(f"a standalone cluster does not know {names}: leave out what is another kind of cluster's")
     application = _uri("application", job.application)
     python = urlsplit(application).path.endswith(".py")
     check_main_class(job, language="Python" if python else None)

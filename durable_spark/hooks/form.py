@@ -12,40 +12,63 @@ from typing import Any
 
 __all__ = ["CONN_FIELDS", "UI_FIELD_BEHAVIOUR"]
 
+_TEXT: Mapping[str, Any] = {"type": ["string", "null"]}
+_LINES: Mapping[str, Any] = {**_TEXT, "format": "multiline"}
+_FLAG: Mapping[str, Any] = {"type": ["boolean", "null"]}
+_LINK = "Kubernetes: http or https URL with {namespace}, {pod}, {uid} or {app_id}, for the button"
+
 CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    name: {"label": label, "description": description, "schema": {"type": kind}}
-    for name, label, kind, description in (
-        ("rest-scheme", "REST scheme", ["string", "null"], "Standalone: http or https. Default: http."),
+    name: {"label": label, "description": description, "schema": dict(schema)}
+    for name, label, schema, description in (
+        ("rest-scheme", "REST scheme", _TEXT, "Standalone: http or https. Default: http."),
         (
             "rest-port",
             "REST port",
-            ["string", "null"],
+            _TEXT,
             "Standalone: spark.master.rest.port, or one for each master, separated by commas. Default: 6066.",
         ),
-        ("ui-scheme", "Web UI scheme", ["string", "null"], "Standalone: http or https. Default: http."),
+        ("ui-scheme", "Web UI scheme", _TEXT, "Standalone: http or https. Default: http."),
         (
             "ui-port",
             "Web UI port",
-            ["string", "null"],
+            _TEXT,
             "Standalone: port of the master's web UI, or one for each master, separated by commas. Default: 8080.",
         ),
         (
+            "namespace",
+            "Namespace",
+            _TEXT,
+            "Kubernetes: of the driver pods. Default: the kubeconfig context's, the pod's own, or 'default'.",
+        ),
+        ("token-file", "Token file", _TEXT, "Kubernetes: path of a token, in place of one as the password."),
+        (
+            "kubeconfig",
+            "Kubeconfig",
+            _LINES,
+            "Kubernetes: path of a file that all Airflow processes can read, or its text. Default: ~/.kube/config.",
+        ),
+        ("context", "Context", _TEXT, "Kubernetes: of the kubeconfig. Default: its current one."),
+        ("in-cluster", "In cluster", _FLAG, "Kubernetes: the service account of the pod that Airflow runs in."),
+        (
             "ca",
             "Certificate authority",
-            ["string", "null"],
-            "Path of a PEM file that all Airflow processes can read, or the PEM text. Default: the system's.",
+            _LINES,
+            "Path of a PEM file that all Airflow processes can read, or its text. Default: kubeconfig's or system's.",
         ),
-        ("poll-interval", "Poll interval", ["string", "null"], "Seconds between two polls of the cluster. Default: 5."),
+        ("dashboard-url", "Dashboard URL", _TEXT, f"{_LINK} 'Job'."),
+        ("log-url", "Log URL", _TEXT, f"{_LINK} 'Driver log'."),
+        ("history-url", "History URL", _TEXT, f"{_LINK} 'Spark history'."),
+        ("poll-interval", "Poll interval", _TEXT, "Seconds between two polls of the cluster. Default: 5."),
     )
 }
 """``conn-fields`` of the connection type, for the provider's metadata."""
 
 UI_FIELD_BEHAVIOUR: Mapping[str, Any] = {
     "hidden-fields": ["schema", "login"],
-    "relabeling": {"host": "Master URL", "password": "Bearer token (JWS)"},
+    "relabeling": {"host": "Master URL", "password": "Bearer token"},
     "placeholders": {
-        "host": "spark://host:7077 or spark://host1:7077,host2:7077",
-        "password": "only for masters with spark.master.rest.filters=org.apache.spark.ui.JWSFilter",
+        "host": "spark://host:7077, spark://host1:7077,host2:7077 or k8s://https://host:port",
+        "password": "Kubernetes: of a service account. Standalone: for masters with Spark's JWSFilter alone",
     },
 }
 """``ui-field-behaviour`` of the connection type, for the provider's metadata."""

@@ -70,7 +70,7 @@ __all__ = ["KubernetesHook"]
 ONE_BY_ONE = 8
 """As many pods of a namespace are asked for by name, all at once; for more, the namespace is listed."""
 LOG_BYTES = 256 << 10
-"""Bytes of a log's end that are asked for."""
+"""Bytes that the end of a log may have."""
 EVENTS_LAST = 3000.0
 """Seconds for which events are sure to be kept (``--event-ttl`` of the API server, an hour)."""
 CONFLICTS = 10
@@ -90,9 +90,9 @@ NEEDED = (
 )
 """What :meth:`KubernetesHook.check` insists on."""
 USEFUL = {
-    Right("patch", "pods"): "holding pods",
-    Right("create", "secrets"): "secret settings",
-    Right("list", "events"): "telling a deleted pod from one that never was",
+    "holding pods": [Right("patch", "pods")],
+    "secret settings": [Right(verb, "secrets") for verb in ("create", "get", "patch", "delete")],
+    "telling a deleted pod from one that never was": [Right("list", "events")],
 }
 
 _OURS = re.compile(r"-[0-9a-f]{32}\Z")
@@ -192,15 +192,16 @@ class KubernetesHook(JobHook):
         if driver.secret is not None and (pod := await self._send_secret(driver, submission)) is not None:
             return pod.status.job
         answer = await self._api.create("pods", namespace, driver.pod)
-        if answer.status == 409:
-            pod = await self._existing(namespace, name, submission, await said(answer))
-        elif answer.status in (200, 201, 202):
-            pod = await self._api.read(answer)
+        if answer.status in (200, 201, 202):
+            pod = await self._api.read(answer, namespace, name)
         else:
-            refusal = await _refusal(answer)
-            if driver.secret is not None:
-                await self._drop_secret(namespace, name)
-            raise refusal
+            # Not only a 409 tells of a pod that an earlier request has made: that one may have used up a quota.
+            if answer.status != 409 and await self._api.pod(namespace, name) is None:
+                refusal = await _refusal(answer)
+                if driver.secret is not None:
+                    await self._drop_secret(namespace, name)
+                raise refusal
+            pod = await self._existing(namespace, name, submission, await said(answer))
         await self._give_secret_away(pod)
         return pod.status.job
 
@@ -229,11 +230,13 @@ class KubernetesHook(JobHook):
             return None
         if answer.status != 409:
             raise await _refusal(answer)
-        if (pod := await self._api.pod(namespace, name)) is not None:
+        ours = await self._api.secret_token(namespace, name) == submission.token
+        # Looked for second: once there is a pod, it owns the Secret, which is then nobody's to take up.
+        if await self._api.pod(namespace, name) is not None:
             pod = await self._existing(namespace, name, submission, await said(answer))
             await self._give_secret_away(pod)
             return pod
-        if await self._api.secret_token(namespace, name) != submission.token:
+        if not ours:
             raise SubmissionRefused(f"there is a Secret {name} in {namespace} that is none of this submission's")
         await self._api.patch("secrets", namespace, name, driver.secret or {})
         return None
@@ -241,9 +244,13 @@ class KubernetesHook(JobHook):
     async def _give_secret_away(self, pod: Pod) -> None:
         """Let the pod own its Secret, so that it is collected with it. Harmless when it does already."""
         namespace, name = _parts(pod.status.job)
-        if pod.has_secret:
-            owner = owner_reference({"metadata": {"name": name, "uid": pod.status.job.uid}})
+        if not pod.has_secret:
+            return
+        owner = owner_reference({"metadata": {"name": name, "uid": pod.status.job.uid}})
+        try:
             await self._api.patch("secrets", namespace, name, {"metadata": {"ownerReferences": [owner]}})
+        except RequestRefused as error:  # the pod is there, whatever becomes of its Secret
+            self.log.warning("The Secret %s in %s stays when its pod is deleted: %s", name, namespace, error)
 
     async def _drop_secret(self, namespace: str, name: str) -> None:
         """Delete the Secret of a submission that has no pod."""
@@ -470,6 +477,9 @@ class KubernetesHook(JobHook):
             if pod is None or job.uid not in ("", pod.status.job.uid):
                 return ()
             text = await self._api.log(pod, lines=lines, limit=LOG_BYTES)
+            while len(text.encode()) >= LOG_BYTES and lines > 1:  # the limit cuts the last lines off, not the first
+                lines = max(1, lines // 4)
+                text = await self._api.log(pod, lines=lines, limit=LOG_BYTES)
         except DurableJobError as error:
             self.log.info("The log of %s cannot be read: %s", job, error)
             return ()
@@ -494,7 +504,9 @@ class KubernetesHook(JobHook):
                 "documentation's page on Kubernetes"
             )
         lacking = [
-            f"{use} ({right})" for right, use in USEFUL.items() if not await self._api.may(access.namespace, right)
+            f"{use} ({', '.join(map(str, rights))})"
+            for use, needed in USEFUL.items()
+            if (rights := [right for right in needed if not await self._api.may(access.namespace, right)])
         ]
         without = f"; without {', '.join(lacking)}" if lacking else ""
         return f"Kubernetes {version} at {access.server}: drivers may run in namespace {access.namespace!r}{without}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from durable_spark.hooks.form import CONN_FIELDS
 from tests.airflow.conftest import ENDED, Run, Stage
 
 PI = Path(__file__).parents[2] / "dev" / "apps" / "pi.py"
@@ -20,7 +21,7 @@ PI = Path(__file__).parents[2] / "dev" / "apps" / "pi.py"
         (["get", "airflow-provider-durable-spark"], ["0.1.0"]),
         (["hooks"], ["durable_spark", "durable_spark.hooks.spark.SparkHook"]),
         (["triggers"], ["durable_spark.triggers.job"]),
-        (["links"], ["durable_spark.links.JobLink", "durable_spark.links.JobLogLink"]),
+        (["links"], [f"durable_spark.links.{link}" for link in ("JobLink", "JobLogLink", "JobHistoryLink")]),
     ],
 )
 def test_airflow_knows_the_provider(stage: Stage, command: list[str], expected: list[str]) -> None:
@@ -36,7 +37,7 @@ def test_the_connection_form(stage: Stage) -> None:
         "url_schema",
         "login",
     }
-    assert {"rest-port", "ui-port", "ca", "poll-interval"} <= set(form["extra_fields"])
+    assert set(form["extra_fields"]) == set(CONN_FIELDS)
 
 
 def test_the_test_button(stage: Stage) -> None:

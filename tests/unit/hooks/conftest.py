@@ -1,15 +1,23 @@
-"""A fake cluster and a hook on it."""
+"""Fake clusters and hooks on them."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tenacity import wait_none
 
+from durable_spark.hooks import kubernetes
+from durable_spark.hooks.kubernetes import KubernetesHook
 from tests.unit.hooks.fake import FakeCluster, QuickHook
+from tests.unit.hooks.fake_kubernetes import FakeApi
+
+if TYPE_CHECKING:
+    from durable_spark.hooks.job import JobHook
 
 
 @pytest.fixture
@@ -29,12 +37,12 @@ async def two_masters(stack: AsyncExitStack) -> FakeCluster:
 
 
 @pytest.fixture
-async def connect(stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], QuickHook]:
-    """Return a hook on a connection."""
+async def connect_to(stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a hook of a class on a connection."""
 
-    def hook(connection: dict[str, Any]) -> QuickHook:
-        monkeypatch.setenv("AIRFLOW_CONN_STANDALONE", json.dumps(connection))
-        hook = QuickHook("standalone")
+    def hook(kind: type[JobHook], connection: dict[str, Any]) -> JobHook:
+        monkeypatch.setenv("AIRFLOW_CONN_CLUSTER", json.dumps(connection))
+        hook = kind("cluster")
         stack.push_async_callback(hook.aclose)
         return hook
 
@@ -42,5 +50,30 @@ async def connect(stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.fixture
+def connect(connect_to: Callable[..., QuickHook]) -> Callable[[dict[str, Any]], QuickHook]:
+    """Return a standalone hook on a connection."""
+    return functools.partial(connect_to, QuickHook)
+
+
+@pytest.fixture
 def hook(cluster: FakeCluster, connect: Callable[[dict[str, Any]], QuickHook]) -> QuickHook:
     return connect(cluster.connection())
+
+
+@pytest.fixture
+async def api(stack: AsyncExitStack) -> FakeApi:
+    return await FakeApi().start(stack)
+
+
+@pytest.fixture
+def connect_kubernetes(
+    connect_to: Callable[..., KubernetesHook], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], KubernetesHook]:
+    """Return a Kubernetes hook on a connection, which does not wait before it submits again."""
+    monkeypatch.setattr(kubernetes, "wait_random_exponential", lambda **_: wait_none())
+    return functools.partial(connect_to, KubernetesHook)
+
+
+@pytest.fixture
+def kubernetes_hook(api: FakeApi, connect_kubernetes: Callable[[dict[str, Any]], KubernetesHook]) -> KubernetesHook:
+    return connect_kubernetes(api.connection())

@@ -14,7 +14,15 @@ import trustme
 from aiohttp import web
 
 from durable_spark.hooks import _http
-from durable_spark.hooks._http import Answer, AnswerTimeout, ConnectFailed, ConnectionLost, HttpClient, ssl_context
+from durable_spark.hooks._http import (
+    Answer,
+    AnswerTimeout,
+    ConnectFailed,
+    ConnectionLost,
+    HttpClient,
+    for_each,
+    ssl_context,
+)
 from durable_spark.jobs import (
     AuthenticationFailed,
     BadConfiguration,
@@ -22,7 +30,7 @@ from durable_spark.jobs import (
     DurableJobError,
     InvalidAnswer,
 )
-from tests.unit.hooks.fake import fixed, hang, hang_up, serve
+from tests.unit.hooks.fake import Handler, fixed, hang, hang_up, serve
 
 
 @pytest.fixture
@@ -115,6 +123,183 @@ async def test_not_http(stack: AsyncExitStack, client: HttpClient) -> None:
         await client.request("GET", f"http://127.0.0.1:{port}/", limit=100)
 
 
+def pieces(*texts: bytes, then: Handler | None = None) -> Handler:
+    """Answer without a length, piece by piece; the reader is given a turn after each, so that it sees each alone."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for text in texts:
+            await response.write(text)
+            await asyncio.sleep(0.02)
+        if then is not None:
+            return await then(request)
+        await response.write_eof()
+        return response
+
+    return answer
+
+
+async def lines(client: HttpClient, url: str, *, limit: int = 100, read_timeout: float = 10) -> list[bytes]:
+    got: list[bytes] = []
+    async with client.stream(url, read_timeout=read_timeout) as stream:
+        stream.answer.expect_ok()
+        async for some in stream.lines(limit=limit):
+            got += some
+    return got
+
+
+class TestStream:
+    @pytest.mark.parametrize(
+        ("texts", "expected"),
+        [
+            ([b"one\ntwo\n"], [b"one", b"two"]),
+            ([b"o", b"ne\ntw", b"o\n"], [b"one", b"two"]),
+            ([b"one", b"\n", b"\ntwo\n"], [b"one", b"", b"two"]),
+            ([b"one\ntw"], [b"one"]),
+            ([b"cut"], []),
+            ([], []),
+        ],
+        ids=["at once", "in pieces", "an empty line", "cut off", "nothing but a cut line", "nothing"],
+    )
+    async def test_lines(
+        self, stack: AsyncExitStack, client: HttpClient, texts: list[bytes], expected: list[bytes]
+    ) -> None:
+        assert await lines(client, await serve(stack, pieces(*texts))) == expected
+
+    async def test_a_line_comes_when_it_is_there(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        url = await serve(stack, pieces(b"one\ntw", then=hang))
+        async with client.stream(url, read_timeout=10) as stream:
+            async for some in stream.lines(limit=100):
+                assert some == [b"one"]
+                break
+
+    @pytest.mark.parametrize(
+        "texts", [[b"x" * 11 + b"\n"], [b"x" * 6, b"x" * 5 + b"\n"], [b"x" * 11], [b"a\nb\n" + b"x" * 11 + b"\nc\n"]]
+    )
+    async def test_a_line_that_is_too_long(self, stack: AsyncExitStack, client: HttpClient, texts: list[bytes]) -> None:
+        url = await serve(stack, pieces(*texts))
+        with pytest.raises(InvalidAnswer, match="longer than 10 bytes"):
+            await lines(client, url, limit=10)
+
+    async def test_many_short_lines_are_not_a_long_one(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        url = await serve(stack, pieces(b"0123456789\n" * 100, b"01234", *[b"56789\n01234"] * 5, b"56789\n"))
+        assert len(await lines(client, url, limit=10)) == 106
+
+    async def test_hangs(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        url = await serve(stack, pieces(b"one\n", then=hang))
+        with pytest.raises(AnswerTimeout, match="any more"):
+            await lines(client, url, read_timeout=0.2)
+
+    async def test_does_not_answer(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        url = await serve(stack, hang)
+        with pytest.raises(AnswerTimeout, match=r"within 0\.2 s"):
+            await lines(client, url, read_timeout=0.2)
+
+    async def test_hangs_up(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        url = await serve(stack, pieces(b"one\ntw", then=hang_up))
+        with pytest.raises(ConnectionLost):
+            await lines(client, url)
+
+    async def test_nobody_there(self, client: HttpClient, unused_tcp_port: int) -> None:
+        with pytest.raises(ConnectFailed):
+            await lines(client, f"http://127.0.0.1:{unused_tcp_port}/")
+
+    @pytest.mark.parametrize("status", [201, 302, 401, 410, 500])
+    async def test_an_error_has_a_body(self, stack: AsyncExitStack, client: HttpClient, status: int) -> None:
+        url = await serve(stack, fixed(status, "sorry"))
+        async with client.stream(url, read_timeout=10) as stream:
+            assert (stream.answer.status, stream.answer.text) == (status, "sorry")
+
+    async def test_an_error_that_never_ends(
+        self, stack: AsyncExitStack, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_http, "TOTAL_TIMEOUT", 0.2)
+
+        async def drip(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(status=500)
+            await response.prepare(request)
+            while True:
+                await response.write(b" ")
+                await asyncio.sleep(0.01)
+
+        url = await serve(stack, drip)
+        with pytest.raises(AnswerTimeout):
+            await asyncio.wait_for(lines(client, url), 5)
+
+    async def test_headers_are_sent(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        seen: list[str] = []
+
+        async def note(request: web.Request) -> web.StreamResponse:
+            seen.append(f"{request.method} {request.headers['Authorization']}")
+            return web.Response()
+
+        async with client.stream(await serve(stack, note), headers={"Authorization": "x"}, read_timeout=10):
+            assert seen == ["GET x"]
+
+    async def test_what_the_reader_raises_is_its_own(self, stack: AsyncExitStack, client: HttpClient) -> None:
+        url = await serve(stack, pieces(b"one\n", then=hang))
+
+        async def read() -> None:
+            async with client.stream(url, read_timeout=10) as stream:
+                async for _ in stream.lines(limit=100):
+                    raise asyncio.TimeoutError
+
+        with pytest.raises(asyncio.TimeoutError):
+            await read()
+
+
+class TestForEach:
+    async def test_a_few_at_once(self) -> None:
+        running, most, done = 0, 0, []
+
+        async def call(item: int) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            done.append(item)
+
+        await for_each(call, range(10), at_once=3)
+        assert (most, sorted(done)) == (3, list(range(10)))
+
+    async def test_the_first_error_ends_it(self) -> None:
+        began: list[int] = []
+
+        async def call(item: int) -> None:
+            began.append(item)
+            if item == 1:
+                raise ClusterUnreachable("away")
+            await asyncio.sleep(3600)
+
+        with pytest.raises(ClusterUnreachable, match="away"):
+            await asyncio.wait_for(for_each(call, range(10), at_once=2), 5)
+        assert began[:2] == [0, 1]
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing is left running"
+
+    async def test_of_nothing(self) -> None:
+        await for_each(asyncio.sleep, [], at_once=3)
+
+
+async def test_a_proxy_is_asked(stack: AsyncExitStack) -> None:
+    async def relay(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=str(request.url))
+
+    client = HttpClient(proxy=await serve(stack, relay))
+    stack.push_async_callback(client.aclose)
+    assert (await client.request("GET", "http://api.invalid/version", limit=100)).text == "http://api.invalid/version"
+    assert (await client.request("GET", "http://api.invalid/a%2Fb", limit=100)).text == "http://api.invalid/a%2Fb"
+
+
+async def test_a_proxy_that_is_not_there(stack: AsyncExitStack, unused_tcp_port: int) -> None:
+    client = HttpClient(proxy=f"http://user:hush@127.0.0.1:{unused_tcp_port}")
+    stack.push_async_callback(client.aclose)
+    with pytest.raises(ConnectFailed, match=str(unused_tcp_port)) as caught:
+        await client.request("GET", "http://api.invalid/", limit=100)
+    assert "hush" not in str(caught.value)
+
+
 def answer(status: int, **headers: str) -> Answer:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(url="http://x/", status=status, headers=named, body=b"<h1>sorry</h1>")
@@ -195,10 +380,10 @@ def test_stepwise_parsing_refuses_what_parsing_refuses(text: str) -> None:
 class Authority:
     """A server with a certificate of an authority of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "127.0.0.1") -> None:
         self.ca = trustme.CA()
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.ca.issue_cert("127.0.0.1").configure_cert(self.context)
+        self.ca.issue_cert(name).configure_cert(self.context)
         self.pem = self.ca.cert_pem.bytes().decode()
         self.path = directory / "ca.pem"
         self.path.write_text(self.pem)
@@ -221,6 +406,19 @@ async def test_tls_with_an_authority(stack: AsyncExitStack, authority: Authority
     client = HttpClient(tls=await ssl_context(str(authority.path) if form == "path" else authority.pem))
     stack.push_async_callback(client.aclose)
     assert (await client.request("GET", url, limit=100)).status == 200
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("api.example", True), (None, False), ("other.example", False)])
+async def test_tls_of_another_name(stack: AsyncExitStack, tmp_path: Path, name: str | None, trusted: bool) -> None:
+    authority = Authority(tmp_path, "api.example")
+    url = await serve(stack, fixed(200, "{}"), tls=authority.context)
+    client = HttpClient(tls=await ssl_context(authority.pem), server_hostname=name)
+    stack.push_async_callback(client.aclose)
+    if trusted:
+        assert (await client.request("GET", url, limit=100)).status == 200
+        return
+    with pytest.raises(BadConfiguration, match="not trusted"):
+        await client.request("GET", url, limit=100)
 
 
 async def test_tls_where_there_is_none(stack: AsyncExitStack, client: HttpClient) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from durable_spark.hooks._connection import Extras
 from durable_spark.hooks.form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from durable_spark.hooks.job import JobHook
+from durable_spark.hooks.kubernetes import KubernetesHook
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.hooks.standalone import StandaloneHook
 from durable_spark.jobs import BadConfiguration, JobRef, JobState
@@ -26,21 +28,32 @@ def hook(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str) -> S
     return SparkHook("my_spark")
 
 
+STANDALONE = StandaloneHook, "spark://h:7077"
+KUBERNETES = KubernetesHook, "k8s://https://h:443"
+
+
 @pytest.mark.parametrize(
-    "connection",
+    ("connection", "expected"),
     [
-        {"conn_type": "durable_spark", "host": "spark://h:7077"},
-        {"conn_type": "spark", "host": "spark://h", "port": 7077},
-        {"conn_type": "spark", "host": "h", "port": 7077},
-        {"conn_type": "spark", "host": "SPARK://h:7077/"},
-        "spark://h:7077",
-        "spark://h:7077?rest-port=6067&deploy-mode=cluster",
+        ({"conn_type": "durable_spark", "host": "spark://h:7077"}, STANDALONE),
+        ({"conn_type": "spark", "host": "spark://h", "port": 7077}, STANDALONE),
+        ({"conn_type": "spark", "host": "h", "port": 7077}, STANDALONE),
+        ({"conn_type": "spark", "host": "SPARK://h:7077/"}, STANDALONE),
+        ("spark://h:7077", STANDALONE),
+        ("spark://h:7077?rest-port=6067&deploy-mode=cluster", STANDALONE),
+        ({"conn_type": "durable_spark", "host": "k8s://https://h:443"}, KUBERNETES),
+        ({"conn_type": "spark", "host": "k8s://https://h", "port": 443}, KUBERNETES),
+        ({"conn_type": "spark", "host": "K8S://https://h/"}, KUBERNETES),
+        ({"conn_type": "spark", "host": "k8s://h"}, KUBERNETES),
+        ("k8s://https%3A%2F%2Fh:443", KUBERNETES),
+        ("k8s://https%3A%2F%2Fh:443?namespace=spark&deploy-mode=cluster", KUBERNETES),
     ],
 )
-async def test_standalone(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str) -> None:
+async def test_the_hook_of_a_master_url(
+    monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str, expected: tuple[type[JobHook], str]
+) -> None:
     resolved = await hook(monkeypatch, connection).resolve()
-    assert type(resolved) is StandaloneHook
-    assert await resolved.cluster() == ["spark://h:7077"]
+    assert (type(resolved), await resolved.cluster()) == (expected[0], [expected[1]])
 
 
 @pytest.mark.parametrize(
@@ -48,8 +61,6 @@ async def test_standalone(monkeypatch: pytest.MonkeyPatch, connection: dict[str,
     [
         ({"conn_type": "spark", "host": "yarn"}, r"durable_spark\.operators\.spark_submit\.SparkSubmitOperator"),
         ("yarn://", r"SparkSubmitOperator"),
-        ({"conn_type": "spark", "host": "k8s://https://h:443"}, "Kubernetes"),
-        ("k8s://https%3A%2F%2Fh:443", "Kubernetes"),
         ({"conn_type": "durable_spark", "host": "local[*]"}, "local master"),
         ({"conn_type": "spark", "host": "local"}, "local master"),
         ({"conn_type": "spark", "host": "mesos://h:5050"}, "Mesos"),
@@ -97,7 +108,7 @@ def test_importing_it_imports_no_heavy_client() -> None:
     code = (
         "import sys, airflow.sdk\n"
         "before = set(sys.modules)\n"
-        "import durable_spark.hooks.spark, durable_spark.hooks.standalone\n"
+        "import durable_spark.hooks.spark, durable_spark.hooks.standalone, durable_spark.hooks.kubernetes\n"
         "heavy = {'aiohttp', 'yarl', 'kubernetes_asyncio', 'tenacity'} & (set(sys.modules) - before)\n"
         "assert not heavy, heavy\n"
     )
@@ -105,9 +116,36 @@ def test_importing_it_imports_no_heavy_client() -> None:
 
 
 def test_the_form() -> None:
-    assert set(CONN_FIELDS) == {"rest-scheme", "rest-port", "ui-scheme", "ui-port", "ca", "poll-interval"}
+    standalone = {"rest-scheme", "rest-port", "ui-scheme", "ui-port"}
+    credentials = {"token-file", "kubeconfig", "context", "in-cluster"}
+    links = {"dashboard-url", "log-url", "history-url"}
+    assert set(CONN_FIELDS) == {*standalone, *credentials, *links, "namespace", "ca", "poll-interval"}
     assert all(set(field) == {"label", "description", "schema"} for field in CONN_FIELDS.values())
+    assert all("null" in field["schema"]["type"] for field in CONN_FIELDS.values()), "every field may stay empty"
     assert "password" in UI_FIELD_BEHAVIOUR["relabeling"]
+    assert all(scheme in UI_FIELD_BEHAVIOUR["placeholders"]["host"] for scheme in ("spark://", "k8s://https://"))
+
+
+@pytest.mark.parametrize(("hook_class", "host"), [STANDALONE, KUBERNETES])
+async def test_each_extra_that_a_hook_reads_has_a_field(
+    monkeypatch: pytest.MonkeyPatch, hook_class: type[JobHook], host: str
+) -> None:
+    read: set[str] = set()
+    original = Extras.__init__
+
+    class Noting(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            read.add(name)
+            return super().get(name, default)
+
+    def init(self: Extras, connection: Any) -> None:
+        original(self, connection)
+        self._values = Noting(self._values)
+
+    monkeypatch.setattr(Extras, "__init__", init)
+    await hook(monkeypatch, {"conn_type": "durable_spark", "host": host}).poll_interval()
+    assert "poll-interval" in read
+    assert read <= set(CONN_FIELDS)
 
 
 def test_conn_type_does_not_clash() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from durable_spark.hooks._standalone_request import build_request, parse_properties
 from durable_spark.jobs import BadArguments, SparkJob, Submission
+from durable_spark.operators.spark import SparkJobOperator
 
 SUBMISSION = Submission(token="ab" * 16, owner="cd" * 16, deployment="prod")
 PYTHON = SparkJob(application="/apps/job.py")
@@ -131,6 +132,32 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"options": {"queue": "q"}}, "does not know queue"),
     ({"name": " "}, "name is empty"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"pod": {"spec": {}}}, "pod"),
+        ({"pod": "pod.yaml"}, "pod"),
+        ({"pod": "keep"}, "pod"),
+        ({"hold_pod": True}, "hold_pod"),
+        ({"hold_pod": "no"}, "hold_pod"),
+        ({"pod_at_end": "delete"}, "pod_at_end"),
+        ({"pod_at_end": "burn"}, "pod_at_end"),
+        ({"pod_at_end": "delete", "hold_pod": True}, "hold_pod, pod_at_end"),
+    ],
+)
+def test_an_argument_for_another_kind_of_cluster(arguments: dict[str, Any], named: str) -> None:
+    job = SparkJobOperator(task_id="t", application="/a.py", **arguments).describe_job()
+    with pytest.raises(BadArguments, match=f"a standalone cluster does not know {named}: "):
+        build(job)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"pod": None}, {"pod": {}}, {"hold_pod": False}, {"pod_at_end": "keep"}])
+def test_a_default_for_another_kind_of_cluster_does_not_matter(arguments: dict[str, Any]) -> None:
+    job = SparkJobOperator(task_id="t", application="/a.py", **arguments).describe_job()
+    assert job.options == {}
+    assert build(job)["appResource"] == "file:/a.py"
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[message for _, message in BAD])
