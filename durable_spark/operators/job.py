@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -155,8 +156,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         _one_of("on_clear", on_clear, "kill", "reconnect")
         _one_of("on_timeout", on_timeout, "kill", "keep")
         _one_of("on_lost", on_lost, "fail", "resubmit")
-        _positive("poll_interval", poll_interval)
-        _positive("start_timeout", start_timeout)
+        if poll_interval is not None:
+            _positive("poll_interval", poll_interval)
+        if start_timeout is not None:
+            _positive("start_timeout", start_timeout)
         _positive("kill_timeout", kill_timeout)
         _positive("outage_timeout", outage_timeout)
         _positive("log_lines", log_lines)
@@ -297,10 +300,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         status = self._look(context)
         if status is None:
             return JobState.UNKNOWN.value
-        if status.state is JobState.ABSENT and self._recorded.killing:
-            status = dataclasses.replace(status, state=JobState.KILLED, message="killed by an earlier try of this task")
-        self._status = status
+        self._status = status = self._killed_if_gone(status)
         if status.state is JobState.ABSENT and self.on_lost == "fail":
+            self._release(status.job)
             raise JobLost(self._lost_message(status))
         if status.state.final:
             self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(status)))
@@ -525,6 +527,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 trouble = f"it is still {status.raw or status.state.value}"
                 if status.state is JobState.ABSENT:
                     self.log.warning("The cluster does not know %s any more: taken for dead", job)
+                    self._release(job)
                     return
                 if status.state.final:
                     self.log.info("%s is %s", job, status.raw)
@@ -578,8 +581,15 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         talk = self._conversing
         try:
             talk.run(talk.hook.release(job))
-        except DurableJobError as error:
-            self.log.warning("What the cluster keeps of %s could not be let go of: %s", job, error)
+        except Exception as error:
+            self.log.warning("What the cluster keeps of %s could not be let go of: %r", job, error)
+
+    def _release_unless_followed_on(self, context: Context, job: JobRef) -> None:
+        """Let go of a job, but not while its end is not recorded and a retry follows that will look for it."""
+        ti, record = context["ti"], self._record
+        ended = record is not None and record.verdict is not None
+        if ended or not self.durable or ti.try_number > ti.max_tries:
+            self._release(job)
 
     def _poll_or_none(self, job: JobRef) -> JobStatus | None:
         """Return the job's status, ``None`` when the cluster is out of reach."""
@@ -699,17 +709,20 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             self._save(context, dataclasses.replace(self._recorded, killing=True))
             self.log.warning("Told to stop: killing %s", arguments.job)
             self._kill(arguments.job)
+        else:
+            self._expect_still_wanted(context)
+            self._release_unless_followed_on(context, arguments.job)
         raise AirflowException(f"Told to stop while waiting for {arguments.job}")
 
     def _expect_still_wanted(self, context: Context) -> None:
-        """Before letting go of the worker, see whether a person has ended the task meanwhile."""
+        """Before letting go of the job, see whether a person has ended the task meanwhile."""
         from durable_spark.triggers.job import state_of
 
         ti, job = context["ti"], self._recorded.job
         try:
             state = state_of(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index(ti))
         except Exception as error:
-            self.log.warning("The state of this task could not be read before deferring: %s", error)
+            self.log.warning("The state of this task could not be read: %s", error)
             return
         if state not in ENDED_BY_A_PERSON:
             return
@@ -720,7 +733,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             self._kill(job)
         else:
             self._release(job)
-        raise AirflowException(f"This task was set to {state or 'removed'} while it submitted")
+        raise AirflowException(f"This task was set to {state or 'removed'} meanwhile")
 
     def _complete(self, context: Context, event: JobEvent) -> Any:
         if self._record is None:
@@ -734,11 +747,18 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if event.kind == "timeout":
             raise self._deadline_passed(context, event.job, killed_by_trigger=event.confirmed, message=event.message)
         if event.kind == "outage":
+            self._release_unless_followed_on(context, event.job)
             raise OutageTooLong(f"{event.job}: {event.message}. It may still run: the next try reconnects")
-        status = JobStatus(job=event.job, state=JobState.ABSENT, raw=event.state, message=event.message)
-        if event.kind == "lost":
-            return self._lost(context, status)
-        return self._finish(context, dataclasses.replace(status, state=JobState(event.kind)))
+        state = JobState.ABSENT if event.kind == "lost" else JobState(event.kind)
+        status = JobStatus(job=event.job, state=state, raw=event.state, message=event.message)
+        status = self._killed_if_gone(status)
+        return self._lost(context, status) if status.state is JobState.ABSENT else self._finish(context, status)
+
+    def _killed_if_gone(self, status: JobStatus) -> JobStatus:
+        """Return the status; a job that is gone after this task has asked for its kill was killed, not lost."""
+        if status.state is not JobState.ABSENT or not self._recorded.killing:
+            return status
+        return dataclasses.replace(status, state=JobState.KILLED, message="killed by an earlier try of this task")
 
     def _unrecorded(self, context: Context, job: JobRef, *, token: str | None = None) -> Record:
         """Return a record for a job that has none, because the task is not durable or its record was deleted."""
@@ -773,15 +793,24 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         what = f"{status.job} ended as {status.raw or status.state.value}"
         if status.message:
             what += f": {status.message}"
-        talk = self._conversing
-        tail = talk.run(talk.hook.log_tail(status.job, self.log_lines))
+        tail = self._log_tail(status.job)
         self._release(status.job)
         if tail:
             what += "\nThe last lines of its log:\n" + "\n".join(tail)
         raise (JobKilled if status.state is JobState.KILLED else JobFailed)(what)
 
+    def _log_tail(self, job: JobRef) -> Sequence[str]:
+        """Return the end of the job's log. What fails here must not hide how the job ended."""
+        talk = self._conversing
+        try:
+            return talk.run(talk.hook.log_tail(job, self.log_lines))
+        except Exception as error:
+            self.log.warning("The log of %s could not be read: %r", job, error)
+            return ()
+
     def _lost(self, context: Context, status: JobStatus) -> Any:
         if self.on_lost == "fail":
+            self._release(status.job)
             raise JobLost(self._lost_message(status))
         last = self._look(context)
         if last is None or last.state is not JobState.ABSENT:
@@ -790,6 +819,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             "%s is not known to the cluster any more: submitting anew, as on_lost='resubmit' asks", status.job
         )
         self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(status)))
+        self._release(status.job)
         job_id = self.submit_job(context)
         self.mirror(context, job_id)
         return self.poll_until_complete(job_id, context)
@@ -806,7 +836,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     ) -> DeadlinePassed:
         """See the job dead, unless it is to be kept, let go of it, and return what to raise."""
         passed = self._end_at_deadline(context, job, killed_by_trigger=killed_by_trigger, message=message)
-        self._release(job)
+        self._release_unless_followed_on(context, job)
         return passed
 
     def _end_at_deadline(
@@ -819,9 +849,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return DeadlinePassed(f"{what}: {job} was killed")
         if self.on_timeout == "keep":
             return DeadlinePassed(f"{what}: {job} was left running, as on_timeout='keep' asks")
-        self._save(context, dataclasses.replace(record, killing=True))
         try:
             self._expect_same_cluster(record)
+            self._save(context, dataclasses.replace(record, killing=True))
             talk.run(talk.hook.kill(job))
             until = time.monotonic() + _KILL_CONFIRMED_WITHIN
             while time.monotonic() < until:
@@ -885,6 +915,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if not self.conn_id:
             raise BadArguments("conn_id: name the Airflow connection of the cluster")
         self._talk = Conversation(load_hook_class(self.hook_path)(self.conn_id))
+        if self._kill_requested:
+            self._talk.interrupt()
         try:
             yield
         finally:
@@ -941,8 +973,8 @@ def _one_of(name: str, value: str, *allowed: str) -> None:
         raise ValueError(f"{name} is {' or '.join(map(repr, allowed))}, not {value!r}")
 
 
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+def _positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} is a number greater than 0, not {value!r}")
 
 

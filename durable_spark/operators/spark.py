@@ -221,8 +221,9 @@ class SparkJobOperator(DurableJobOperator):
 
     def _options(self) -> dict[str, Any]:
         """Return what was asked for beyond Spark's own arguments; a cluster that has no such thing refuses it."""
-        given = {"pod": self.pod, "hold_pod": self.hold_pod or None, "pod_at_end": self.pod_at_end}
-        return {name: value for name, value in given.items() if value not in (None, "keep")}
+        at_end = None if self.pod_at_end == "keep" else self.pod_at_end
+        given = {"pod": self.pod or None, "hold_pod": self.hold_pod or None, "pod_at_end": at_end}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _conf_with_lineage(self, conf: Mapping[str, str], context: Context) -> dict[str, str]:
         properties = dict(conf)

@@ -196,6 +196,7 @@ class JobTrigger(BaseTrigger):
         self._began = time.time()
         self._look_for_double_at: float | None = None
         self._not_given_up_before = 0.0
+        self._given_up: JobEvent | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments, as Airflow stores them."""
@@ -257,15 +258,15 @@ class JobTrigger(BaseTrigger):
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
                 await said.status(status)
+                if self._killed_by_us(status):
+                    return self._given_up
                 if status.state.final:
-                    await self._another_is_the_job()
-                    return self._event(status.state.value, status)
+                    return None if await self._another_is_the_job() else self._event(status.state.value, status)
                 if status.state is JobState.ABSENT:
                     return None if await self._found_successor() else self._event("lost", status)
             if self._args.deadline is not None and time.time() >= self._args.deadline:
                 return await self._deadline_passed(subscription)
-            if (event := await self._never_started(subscription)) is not None:
-                return event
+            await self._give_up_start(subscription.status)
             if (event := self._outage_event(subscription)) is not None:
                 return event
             relaunched = status is not None and status.state is JobState.RELAUNCHED
@@ -300,27 +301,28 @@ class JobTrigger(BaseTrigger):
             return None
         return max(status.held_up_since + self._args.start_timeout, self._not_given_up_before)
 
-    async def _never_started(self, subscription: Subscription) -> JobEvent | None:
-        """Give up a job that the cluster could not start in time: kill it, see it dead, report a failure."""
-        status = subscription.status
+    async def _give_up_start(self, status: JobStatus | None) -> None:
+        """Kill a job that the cluster could not start in time. Once it is dead, that is a failure."""
         due = self._start_due(status)
         if status is None or due is None or time.time() < due:
-            return None
+            return
         self._not_given_up_before = time.time() + _KILL_CONFIRMED_WITHIN
         if not await self._is_in_charge():
-            return None
-        self.log.warning("%s could not be started in %.0f s: killing it", self._job, self._args.start_timeout)
+            return
+        waited = f"it could not be started in {self._args.start_timeout:g} s (start_timeout)"
+        self.log.warning("Killing %s: %s", self._job, waited)
         try:
             await asyncio.wait_for(self._kill(self._job), _KILL_CONFIRMED_WITHIN)
         except (DurableJobError, asyncio.TimeoutError) as error:
             self.log.warning("The kill of %s was not accepted: %s", self._job, error)
-            return None
-        ended = await self._seen_dead(subscription)
-        if ended is None or ended.state in (JobState.SUCCEEDED, JobState.FAILED):
-            return None if ended is None else self._event(ended.state.value, ended)
-        waited = f"it could not be started in {self._args.start_timeout:.0f} s (start_timeout), and was killed"
-        why = f"{status.message}; {waited}" if status.message else waited
-        return self._event("failed", status, message=why)
+            return
+        why = f"{waited} and was killed" + (f": {status.message}" if status.message else "")
+        self._given_up = self._event("failed", status, message=why)
+
+    def _killed_by_us(self, status: JobStatus) -> bool:
+        """Whether the job is dead because it was given up."""
+        given_up = self._given_up is not None and self._given_up.job == self._job
+        return given_up and status.state in (JobState.KILLED, JobState.ABSENT)
 
     async def _found_successor(self) -> bool:
         """Look for the job that the cluster started in place of ours; ``True`` when there is one to follow."""
@@ -408,20 +410,20 @@ class JobTrigger(BaseTrigger):
         if self._look_for_double_at is None or time.time() < self._look_for_double_at:
             return False
         self._look_for_double_at = None
+        ours = self._job
         try:
             async with self._hook() as hook:
                 found = await hook.find(self._args.submission)
                 if not isinstance(found, Found):
                     return False
-                oldest, ours = found.status.job, self._job
+                self._job = found.status.job
                 for job in found.younger:
-                    self.log.error("Killing %s: it carries the token of %s, and only one was meant", job, oldest)
+                    self.log.error("Killing %s: it carries the token of %s, and only one was meant", job, self._job)
                     await hook.kill(job)
+                    await hook.release(job)
         except DurableJobError as error:
             self.log.warning("Whether %s has a double could not be told: %s", self._job, error)
-            return False
-        self._job = oldest
-        return oldest != ours
+        return self._job != ours
 
     # Airflow
 
@@ -466,13 +468,15 @@ class _Narrator:
     def __init__(self, trigger: JobTrigger) -> None:
         self._trigger = trigger
         self._last: JobStatus | None = None
+        self._said: tuple[JobRef, str, str] | None = None
         self._outage: Outage | None = None
 
     async def status(self, status: JobStatus) -> None:
         last, self._last = self._last, status
-        if last is None or (last.job, last.raw) != (status.job, status.raw):
+        why = f": {status.message}" if status.held_up_since is not None and status.message else ""
+        said, self._said = self._said, (status.job, status.raw, why)
+        if said != self._said:
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
-            why = f": {status.message}" if status.held_up_since is not None and status.message else ""
             self._trigger.log.info("%s is %s%s%s", status.job, status.raw or status.state.value, why, links)
         if status.links and self._trigger._args.push_links and (last is None or last.links != status.links):
             await self._trigger.push_links(status.links)

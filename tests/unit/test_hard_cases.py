@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import signal
+import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from tests.unit.test_feed import PolledHook, follow, hook, state
 from tests.unit.test_operator import elsewhere, event, instance, job_of, service
 from tests.unit.test_trigger import TOKEN, airflow, trigger
 from tests.unit.test_trigger import event as fired
-from tests.unit.tries import Died, Job, Service, TaskInstance
+from tests.unit.tries import Died, Job, Service, TaskInstance, alarm
 
 __all__ = ["airflow", "hook", "instance", "service"]  # fixtures
 
@@ -193,11 +193,36 @@ class TestReconnectAfterAClear:
 
 
 class TestTheWorkersOwnLife:
-    @pytest.mark.parametrize("name", ["poll_interval", "kill_timeout", "outage_timeout", "log_lines"])
-    @pytest.mark.parametrize("value", ["5", 0, -1, True])
+    @pytest.mark.parametrize("name", ["poll_interval", "start_timeout", "kill_timeout", "outage_timeout", "log_lines"])
+    @pytest.mark.parametrize("value", ["5", 0, -1, True, math.nan, math.inf, datetime.timedelta(1)])
     def test_bad_numbers_fail_the_dag(self, instance: TaskInstance, name: str, value: Any) -> None:
         with pytest.raises(ValueError, match=name):
             instance.begin(**{name: value})
+
+    @pytest.mark.parametrize("name", ["kill_timeout", "outage_timeout", "log_lines"])
+    def test_what_has_no_end_must_not_be_waited_for(self, instance: TaskInstance, name: str) -> None:
+        with pytest.raises(ValueError, match=name):
+            instance.begin(**{name: None})
+
+    @pytest.mark.parametrize(("arguments", "expected"), [({}, 1800.0), ({"start_timeout": None}, None)])
+    def test_how_long_a_start_may_take(self, instance: TaskInstance, arguments: Any, expected: float | None) -> None:
+        deferral = instance.begin(**arguments).execute()
+        assert deferral.trigger.serialize()[1]["arguments"]["start_timeout"] == expected
+
+    def test_a_job_that_never_starts_fails_with_its_cause(
+        self, instance: TaskInstance, service: Service, airflow: dict[str, Any]
+    ) -> None:
+        first = instance.begin(deferrable=False, poll_interval=0.01, start_timeout=900)
+        airflow["try"] = {"ti_id": str(first.id)}
+
+        def get_stuck() -> None:
+            service.jobs["job-1"] = Job("", "", JobState.PENDING, "no such image", time.time() - 1000)
+
+        service.after_submit = get_stuck
+        with pytest.raises(AirflowException, match=r"JobFailed: job-1 .*900 s \(start_timeout\).*no such image"):
+            first.execute()
+        assert (service.kills, service.releases) == (["job-1"], ["job-1"])
+        assert first.record["verdict"]["state"] == "failed"
 
     def test_a_hook_that_cannot_close_hides_no_deferral(
         self, instance: TaskInstance, monkeypatch: pytest.MonkeyPatch
@@ -231,24 +256,6 @@ class TestTheWorkersOwnLife:
         with alarm(10), pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
             first.execute()
         assert service.kills == ["job-1"]
-
-
-class alarm:  # noqa: N801 reads as a statement
-    """Fail what hangs."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __enter__(self) -> None:
-        def hung(*_: Any) -> None:
-            raise RuntimeError(f"still waiting after {self.seconds} s")
-
-        self.before = signal.signal(signal.SIGALRM, hung)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self.before)
 
 
 class TestTheSharedFeed:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,12 +20,20 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.context import NEVER_EXPIRE
 
-from durable_spark.jobs import JobState, SubmissionUncertain
+from durable_spark.jobs import (
+    ClusterUnreachable,
+    JobRef,
+    JobState,
+    Record,
+    RequestRefused,
+    SubmissionUncertain,
+)
 from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded
 from durable_spark.operators.job import DurableJobOperator
+from durable_spark.triggers import job as trigger_module
 from tests.unit import tries
-from tests.unit.tries import Died, Job, Service, TaskInstance
+from tests.unit.tries import Died, Job, Service, TaskInstance, alarm
 
 
 @pytest.fixture(autouse=True)
@@ -392,6 +402,7 @@ class TestOldWorker:
         with pytest.raises(Superseded):
             first.execute()
         assert service.running == ["job-1"]
+        assert service.releases == []
         assert instance.store["durable_spark"]["job"] == ["job-1", ""]
 
     def test_kills_its_job_when_the_retry_has_submitted_itself(self, instance: TaskInstance, service: Service) -> None:
@@ -405,7 +416,7 @@ class TestOldWorker:
         with pytest.raises(Superseded):
             first.execute()
         assert service.running == ["job-1"]
-        assert service.kills == ["job-2"]
+        assert service.kills == service.releases == ["job-2"]
 
     def test_kills_its_job_when_the_try_in_charge_runs_another_submission(
         self, instance: TaskInstance, service: Service
@@ -546,6 +557,14 @@ class TestWaitingOnTheWorker:
             first.execute()
         assert service.kills == ["job-1"]
 
+    def test_on_kill_that_came_before_the_wait(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        second = instance.begin(deferrable=False, poll_interval=0.01)
+        second.operator.on_kill()
+        with alarm(10), pytest.raises(AirflowException, match="Told to stop"):
+            second.execute()
+        assert service.kills == ["job-1"]
+
     def test_on_kill_of_an_old_try_kills_nothing(self, instance: TaskInstance, service: Service) -> None:
         first = instance.begin(deferrable=False, poll_interval=0.01)
         original = tries.MemoryHook.poll
@@ -561,3 +580,453 @@ class TestWaitingOnTheWorker:
             with pytest.raises(Superseded):
                 first.execute()
         assert service.kills == []
+
+
+HOUR = datetime.timedelta(hours=1)
+
+
+class TestRelease:
+    """A job is let go of when its end is recorded or nobody waits for it any more; not before, and not otherwise."""
+
+    @pytest.fixture(autouse=True)
+    def recorded(self, instance: TaskInstance, service: Service) -> list[str | None]:
+        """What the record says of the job's end at each release."""
+        seen: list[str | None] = []
+
+        def look() -> None:
+            verdict = instance.store["durable_spark"]["verdict"]
+            seen.append(verdict and verdict["state"])
+
+        service.before_release = look
+        return seen
+
+    @pytest.fixture
+    def died_before_it(self, instance: TaskInstance, service: Service) -> None:
+        """A try recorded a success and died."""
+        first = instance.begin()
+        first.execute()
+        service.before_release = die
+        with pytest.raises(Died):
+            first.complete(event(instance, "succeeded"))
+        service.before_release = None
+
+    @pytest.mark.parametrize(
+        ("kind", "more", "state"),
+        [
+            ("succeeded", {}, "succeeded"),
+            ("failed", {}, "failed"),
+            ("killed", {}, "killed"),
+            ("timeout", {"confirmed": True}, "killed"),
+            ("timeout", {"confirmed": False}, "killed"),
+        ],
+    )
+    def test_when_the_end_is_recorded(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        recorded: list[str | None],
+        kind: str,
+        more: dict[str, Any],
+        state: str,
+    ) -> None:
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        assert service.releases == [], "it goes on"
+        with ended():
+            first.complete(event(instance, kind, **more))
+        assert (service.releases, recorded) == (["job-1"], [state])
+
+    def test_after_the_backstop(self, instance: TaskInstance, service: Service, recorded: list[str | None]) -> None:
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        with ended():
+            first.operator.resume_execution("__fail__", {"error": "Trigger timeout"}, first.context)
+        assert (service.releases, recorded) == (["job-1"], ["killed"])
+
+    def test_when_it_had_ended_before_the_deferral(
+        self, instance: TaskInstance, service: Service, recorded: list[str | None]
+    ) -> None:
+        service.after_submit = lambda: setattr(service.jobs["job-1"], "state", JobState.FAILED)
+        with ended():
+            instance.begin().execute()
+        assert (service.releases, recorded) == (["job-1"], ["failed"])
+
+    @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
+    def test_when_it_ended_on_the_worker(
+        self, instance: TaskInstance, service: Service, recorded: list[str | None], state: JobState
+    ) -> None:
+        service.after_submit = lambda: setattr(service.jobs["job-1"], "state", state)
+        with ended():
+            instance.begin(deferrable=False).execute()
+        assert (service.releases, recorded) == (["job-1"], [state.value])
+
+    @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.KILLED])
+    def test_when_a_retry_finds_it_ended(
+        self, instance: TaskInstance, service: Service, recorded: list[str | None], state: JobState
+    ) -> None:
+        instance.begin().execute()
+        service.jobs["job-1"].state = state
+        instance.begin().execute()
+        assert (service.releases, recorded) == (["job-1"], [state.value])
+
+    def test_again_when_the_try_that_recorded_the_end_died(
+        self, instance: TaskInstance, service: Service, died_before_it: None
+    ) -> None:
+        assert instance.begin().execute() == "job-1"
+        assert service.releases == ["job-1"]
+
+    def test_when_it_is_lost(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            first.complete(event(instance, "lost"))
+        assert service.releases == ["job-1"]
+
+    def test_when_a_retry_finds_it_lost(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        service.jobs.clear()
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            instance.begin().execute()
+        assert service.releases == ["job-1"]
+
+    def test_when_a_lost_job_is_resubmitted(
+        self, instance: TaskInstance, service: Service, recorded: list[str | None]
+    ) -> None:
+        first = instance.begin(on_lost="resubmit")
+        first.execute()
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+        assert job_of(first.complete(event(instance, "lost"))) == "job-2"
+        assert (service.releases, recorded) == (["job-1"], ["absent"])
+
+    def test_when_this_process_is_told_to_stop(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(deferrable=False)
+        service.after_submit = first.operator.on_kill
+        with pytest.raises(AirflowException, match="Told to stop"):
+            first.execute()
+        assert (service.kills, service.releases) == (["job-1"], ["job-1"])
+
+    @pytest.mark.parametrize(
+        ("state", "try_number", "releases"),
+        [("failed", 1, ["job-1"]), (None, 1, ["job-1"]), ("running", 1, []), ("running", 2, ["job-1"])],
+    )
+    def test_when_this_process_is_told_to_stop_and_to_keep_it(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        monkeypatch: pytest.MonkeyPatch,
+        state: str | None,
+        try_number: int,
+        releases: list[str],
+    ) -> None:
+        """A deploy stops it, too: then the retry waits for the job, if there is one."""
+        instance.begin().execute()
+        monkeypatch.setattr(trigger_module, "state_of", lambda **_: state)
+        for _ in range(try_number):
+            last = instance.begin(deferrable=False, on_kill="keep")
+            last.operator.on_kill()
+            with ended():
+                last.execute()
+        assert (service.kills, service.releases, service.running) == ([], releases, ["job-1"])
+
+    @pytest.mark.parametrize("state", ["failed", "success", None])
+    @pytest.mark.parametrize(("policy", "kills"), [("kill", ["job-1"]), ("keep", [])])
+    def test_when_a_person_ended_the_task_while_it_submitted(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        monkeypatch: pytest.MonkeyPatch,
+        state: str | None,
+        policy: str,
+        kills: list[str],
+    ) -> None:
+        monkeypatch.setattr(trigger_module, "state_of", lambda **_: state)
+        with pytest.raises(AirflowException, match="set to"):
+            instance.begin(on_kill=policy).execute()
+        assert (service.kills, service.releases) == (kills, ["job-1"])
+
+    @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.FAILED, JobState.ABSENT])
+    def test_when_the_task_was_cleared(self, instance: TaskInstance, service: Service, state: JobState) -> None:
+        instance.begin().execute()
+        service.jobs["job-1"].state = state
+        instance.clear()
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert service.releases == ["job-1"]
+
+    def test_when_the_task_was_cleared_after_its_end(
+        self, instance: TaskInstance, service: Service, died_before_it: None
+    ) -> None:
+        instance.clear()
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert service.releases == ["job-1"]
+
+    def test_what_a_submission_that_never_was_may_have_left(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        foresee(monkeypatch, "job-1")
+        service.die_before_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.die_before_submit = False
+        instance.clear()
+        instance.begin().execute()
+        assert service.releases == ["job-1"]
+
+    def test_a_double(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.add(service.jobs["job-1"].token)
+        assert job_of(instance.begin().execute()) == "job-1"
+        assert service.releases == ["job-2"]
+
+    def test_an_unrecorded_job(self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIRFLOW__DURABLE_SPARK__DEPLOYMENT", "test")
+        service.before_release = None
+        instance.begin().execute()
+        instance.store.clear()
+        assert job_of(instance.begin().execute()) == "job-2"
+        assert service.releases == ["job-1"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "reported"),
+        [
+            ({"on_timeout": "keep"}, {"kind": "timeout"}),
+            ({}, {"kind": "outage"}),
+        ],
+    )
+    @pytest.mark.parametrize(("try_number", "releases"), [(2, []), (3, ["job-1"])])
+    def test_of_a_job_that_goes_on_only_when_no_retry_follows(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        arguments: dict[str, Any],
+        reported: dict[str, Any],
+        try_number: int,
+        releases: list[str],
+    ) -> None:
+        for _ in range(try_number):
+            last = instance.begin(execution_timeout=HOUR, **arguments)
+            last.execute()
+        with ended():
+            last.complete(event(instance, **reported))
+        assert service.releases == releases
+        assert service.running == ["job-1"]
+
+    def test_not_when_the_deadlines_kill_failed_and_a_retry_follows(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        service.unreachable = True
+        with pytest.raises(AirflowTaskTimeout, match="may still run"):
+            first.complete(event(instance, "timeout"))
+        service.unreachable = False
+        assert service.releases == []
+        assert job_of(instance.begin().execute()) == "job-1"
+
+    def test_of_a_task_that_is_not_durable_no_retry_follows(self, instance: TaskInstance, service: Service) -> None:
+        service.before_release = None
+        first = instance.begin(durable=False, execution_timeout=HOUR, on_timeout="keep")
+        first.execute()
+        with ended():
+            first.complete({"v": 1, "kind": "timeout", "job_id": "job-1", "token": service.jobs["job-1"].token})
+        assert service.releases == ["job-1"]
+
+    def test_not_while_it_is_followed_on(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin(on_clear="reconnect").execute()
+        instance.begin(on_clear="reconnect").execute()
+        service.unreachable = True
+        instance.begin(on_clear="reconnect").execute()
+        service.unreachable = False
+        instance.clear()
+        assert job_of(instance.begin(on_clear="reconnect").execute()) == "job-1"
+        assert service.releases == []
+
+    def test_not_by_an_older_try(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        told = event(instance, "succeeded")
+        instance.begin()
+        with pytest.raises(AirflowException):
+            first.complete(told)
+        assert service.releases == []
+
+    @pytest.mark.parametrize("error", [RequestRefused("no"), ClusterUnreachable("away"), KeyError("a bug")])
+    @pytest.mark.parametrize(
+        ("kind", "outcome"),
+        [("succeeded", "job-1"), ("failed", "JobFailed"), ("lost", "JobLost"), ("timeout", "job-1 was killed")],
+    )
+    def test_that_fails_changes_no_result(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        capsys: pytest.CaptureFixture[str],
+        error: Exception,
+        kind: str,
+        outcome: str,
+    ) -> None:
+        service.release_error = error
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        assert outcome in result_of(lambda: first.complete(event(instance, kind)))
+        assert "job-1 could not be let go of" in capsys.readouterr().out
+
+    def test_that_fails_does_not_keep_a_retry_from_its_result(self, instance: TaskInstance, service: Service) -> None:
+        service.release_error = KeyError("a bug")
+        instance.begin().execute()
+        service.jobs["job-1"].state = JobState.FAILED
+        assert job_of(instance.begin().execute()) == "job-2"
+        service.jobs["job-2"].state = JobState.SUCCEEDED
+        assert instance.begin().execute() == "job-2"
+        assert instance.begin().execute() == "job-2"
+        assert service.releases == ["job-1", "job-2", "job-2"]
+
+    def test_comes_after_the_log_was_read(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def log_tail(*_: Any) -> list[str]:
+            return [f"let go of: {service.releases}"]
+
+        monkeypatch.setattr(tries.MemoryHook, "log_tail", log_tail)
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException, match=r"let go of: \[\]"):
+            first.complete(event(instance, "failed"))
+        assert service.releases == ["job-1"]
+
+    @pytest.mark.parametrize("error", [ClusterUnreachable("away"), KeyError("a bug")])
+    def test_a_log_that_cannot_be_read_hides_no_failure(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        async def log_tail(*_: Any) -> list[str]:
+            raise error
+
+        monkeypatch.setattr(tries.MemoryHook, "log_tail", log_tail)
+        first = instance.begin()
+        first.execute()
+        with pytest.raises(AirflowException, match="JobFailed: job-1 ended as BROKEN"):
+            first.complete(event(instance, "failed", state="BROKEN"))
+        assert service.releases == ["job-1"]
+
+
+class TestKilledByUs:
+    """What is gone after this task has asked for its kill was killed, not lost."""
+
+    @pytest.fixture
+    def killed(self, instance: TaskInstance, service: Service) -> None:
+        """A try that was told to stop has sent a kill; the job has not ended yet."""
+        service.outlives_kills = True
+        first = instance.begin(deferrable=False)
+        service.after_submit = first.operator.on_kill
+        service.before_kill = lambda: seen.append(instance.store["durable_spark"]["killing"])
+        seen: list[bool] = []
+        with pytest.raises(AirflowException, match="Told to stop"):
+            first.execute()
+        service.after_submit = service.before_kill = None
+        assert seen == [True], "it is noted before the kill is sent"
+
+    def test_a_retry_submits_anew(self, instance: TaskInstance, service: Service, killed: None) -> None:
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        assert second.record["previous"][0][1:] == ["job-1", "killed"]
+        assert second.record["killing"] is False
+
+    def test_a_retry_that_sees_it_alive_waits_for_its_end(
+        self, instance: TaskInstance, service: Service, killed: None
+    ) -> None:
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-1"
+        with pytest.raises(AirflowException, match="JobKilled") as caught:
+            second.complete(event(instance, "lost"))
+        assert not isinstance(caught.value, AirflowFailException), "the next try submits anew"
+        assert second.record["verdict"]["state"] == "killed"
+        assert job_of(instance.begin().execute()) == "job-2"
+
+    def test_one_that_succeeded_all_the_same_has_succeeded(
+        self, instance: TaskInstance, service: Service, killed: None
+    ) -> None:
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        assert instance.begin().execute() == "job-1"
+
+    def test_a_deadlines_kill_that_was_not_seen_to_the_end(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.0)
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        with pytest.raises(AirflowTaskTimeout, match="not seen dead yet"):
+            first.complete(event(instance, "timeout"))
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+        assert job_of(instance.begin().execute()) == "job-2"
+
+    def test_no_kill_is_noted_for_another_cluster(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        service.names = ("service://two",)
+        with pytest.raises(AirflowTaskTimeout, match="could not be killed"):
+            first.complete(event(instance, "timeout"))
+        assert first.record["killing"] is False
+
+    def test_a_refused_stop_is_no_kill(self, instance: TaskInstance, service: Service) -> None:
+        """The fence: an older try notes nothing and kills nothing."""
+        first = instance.begin(deferrable=False)
+
+        def overtaken() -> None:
+            instance.begin()
+            first.operator.on_kill()
+
+        service.after_submit = overtaken
+        with pytest.raises(Superseded):
+            first.execute()
+        assert service.kills == []
+
+    @pytest.mark.parametrize(
+        ("change", "killing"),
+        [
+            ({}, True),
+            ({"killing": False}, False),
+            ({"killing": "true"}, False),
+            ({"killing": None}, False),
+            ({"surprise": [1]}, True),
+        ],
+    )
+    def test_the_record_of_it(
+        self, instance: TaskInstance, killed: None, change: dict[str, Any], killing: bool
+    ) -> None:
+        value = json.loads(json.dumps(instance.store["durable_spark"]))
+        assert Record.from_json(value).to_json() == value
+        assert Record.from_json({**value, **change}).killing is killing
+
+    def test_a_record_of_an_older_version(self, instance: TaskInstance, killed: None) -> None:
+        del instance.store["durable_spark"]["killing"]
+        assert Record.from_json(instance.store["durable_spark"]).killing is False
+        assert job_of(instance.begin().execute()) == "job-1"
+
+
+@contextlib.contextmanager
+def ended() -> Iterator[None]:
+    """Let a task end in any way but by our mistake."""
+    with contextlib.suppress(AirflowException, AirflowTaskTimeout):
+        yield
+
+
+def result_of(call: Callable[[], Any]) -> str:
+    try:
+        return str(call())
+    except (AirflowException, AirflowTaskTimeout) as error:
+        return str(error)
+
+
+def die() -> None:
+    raise Died
+
+
+def foresee(monkeypatch: pytest.MonkeyPatch, job_id: str) -> None:
+    """Let the service be one that names its jobs beforehand."""
+    original = tries.MemoryHook.prepare
+
+    async def prepare(self: Any, job: Any, submission: Any) -> Any:
+        return dataclasses.replace(await original(self, job, submission), job=JobRef(job_id))
+
+    monkeypatch.setattr(tries.MemoryHook, "prepare", prepare)

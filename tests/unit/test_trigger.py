@@ -11,12 +11,21 @@ from typing import Any
 import pytest
 from airflow.sdk.execution_time.xcom import XCom
 
-from durable_spark.jobs import BadConfiguration, JobRef, JobState, Submission
+from durable_spark.jobs import (
+    BadConfiguration,
+    ClusterUnreachable,
+    JobRef,
+    JobState,
+    JobStatus,
+    Link,
+    RequestRefused,
+    Submission,
+)
 from durable_spark.triggers import feed as feed_module
 from durable_spark.triggers import job as trigger_module
 from durable_spark.triggers.job import JobEvent, JobTrigger, JobTriggerArguments
 from tests.unit import tries
-from tests.unit.tries import Service
+from tests.unit.tries import Job, Service
 
 TOKEN = "0123456789abcdef" * 2
 HOOK = "tests.unit.tries.MemoryHook"
@@ -142,12 +151,36 @@ async def test_a_double_of_a_submission_sent_twice_is_killed(service: Service, l
 
     later(end)
     assert (await asyncio.wait_for(event(trigger(sent_before=True)), 5)).kind == "succeeded"
+    assert service.releases == ["job-2"]
 
 
 async def test_links_are_kept_up_to_date(service: Service, airflow: dict[str, Any]) -> None:
     service.jobs["job-1"].state = JobState.SUCCEEDED
     await event(trigger())
     assert airflow["pushed"] == {"durable_spark_job_link": "http://service/job-1"}
+
+
+async def test_a_double_that_ended_first_does_not_speak_for_the_job(service: Service) -> None:
+    """The older job is the one that is meant; what became of ours is not its end."""
+    service.jobs["job-1"].state = JobState.FAILED
+    service.add(TOKEN, state=JobState.SUCCEEDED)
+    told = trigger(job=JobRef("job-2"), sent_before=True, interval=1e-9)
+    fired = await asyncio.wait_for(event(told), 5)
+    assert (fired.kind, fired.job.id) == ("failed", "job-1")
+
+
+async def test_a_double_that_cannot_be_killed_is_not_followed(
+    service: Service, later: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.add(TOKEN)
+
+    def refuse() -> None:
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        raise RequestRefused("no")
+
+    service.before_kill = refuse
+    fired = await asyncio.wait_for(event(trigger(job=JobRef("job-2"), sent_before=True)), 5)
+    assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
 
 
 class TestDeadline:
@@ -209,6 +242,202 @@ class TestOnKill:
         await trigger(kill=False).on_kill()
         assert service.kills == []
 
+    @pytest.mark.parametrize(("kill", "alive"), [(True, []), (False, ["job-1"])])
+    async def test_lets_go_of_it_afterwards(
+        self, service: Service, airflow: dict[str, Any], kill: bool, alive: list[str]
+    ) -> None:
+        running: list[list[str]] = []
+        service.before_release = lambda: running.append(service.running)
+        airflow["state"] = "failed"
+        await trigger(kill=kill).on_kill()
+        assert (service.releases, running) == (["job-1"], [alive])
+
+    @pytest.mark.parametrize("state", ["deferred", "running", "up_for_retry", RuntimeError("away")])
+    @pytest.mark.parametrize("kill", [True, False])
+    async def test_lets_go_of_nothing_that_goes_on(
+        self, service: Service, airflow: dict[str, Any], state: Any, kill: bool
+    ) -> None:
+        airflow["state"] = state
+        await trigger(kill=kill).on_kill()
+        assert service.releases == []
+
+    async def test_lets_go_of_nothing_on_another_cluster(self, service: Service, airflow: dict[str, Any]) -> None:
+        airflow["state"] = "failed"
+        service.names = ("service://two",)
+        with pytest.raises(BadConfiguration, match="another cluster"):
+            await trigger().on_kill()
+        assert (service.kills, service.releases) == ([], [])
+
+    async def test_tries_to_let_go_again(self, service: Service, airflow: dict[str, Any]) -> None:
+        airflow["state"] = "failed"
+        errors = [ClusterUnreachable("failing over")]
+
+        def fail_once() -> None:
+            if errors:
+                raise errors.pop()
+
+        service.before_release = fail_once
+        await trigger().on_kill()
+        assert (service.running, service.releases) == ([], ["job-1"])
+
+
+async def test_nothing_is_let_go_of_before_the_end_is_recorded(service: Service, later: Any) -> None:
+    """That is for the worker to do, which records it."""
+    later(lambda: setattr(service.jobs["job-1"], "state", JobState.SUCCEEDED))
+    await asyncio.wait_for(event(trigger()), 5)
+    await asyncio.wait_for(event(trigger(deadline=time.time() - 1)), 5)
+    assert service.releases == []
+
+
+def status(held_up_since: float | None, message: str = "", *, state: JobState = JobState.PENDING) -> JobStatus:
+    return JobStatus(
+        job=JobRef("job-1"), state=state, raw="PENDING", message=message, held_up_since=held_up_since, links={}
+    )
+
+
+class TestStartTimeout:
+    @pytest.fixture
+    def stuck(self, service: Service) -> Job:
+        """A job of which the cluster has said since long ago why it cannot start it."""
+        job = service.jobs["job-1"]
+        job.state, job.message, job.held_up_since = JobState.PENDING, "no such image", time.time() - 1000
+        return job
+
+    @pytest.mark.parametrize(
+        ("start_timeout", "held_up_since", "due"),
+        [(60.0, 1000.0, 1060.0), (60, 1000.0, 1060.0), (60.0, None, None), (None, 1000.0, None)],
+    )
+    def test_counts_seconds_since_the_trouble_began(
+        self, start_timeout: float | None, held_up_since: float | None, due: float | None
+    ) -> None:
+        assert trigger(start_timeout=start_timeout)._start_due(status(held_up_since)) == due
+        assert trigger(start_timeout=start_timeout)._start_due(None) is None
+
+    async def test_a_job_that_cannot_be_started_is_killed_and_has_failed(self, service: Service, stuck: Job) -> None:
+        fired = await asyncio.wait_for(event(trigger(start_timeout=900)), 5)
+        assert (fired.kind, fired.state) == ("failed", "PENDING")
+        assert fired.message == "it could not be started in 900 s (start_timeout) and was killed: no such image"
+        assert (service.kills, service.releases) == (["job-1"], [])
+
+    async def test_a_long_cause_does_not_hide_what_to_do(self, service: Service, stuck: Job) -> None:
+        stuck.message = "x" * 5000
+        fired = await asyncio.wait_for(event(trigger(start_timeout=900)), 5)
+        assert "start_timeout" in fired.message
+
+    async def test_is_waited_for_no_shorter(self, service: Service, stuck: Job) -> None:
+        stuck.held_up_since = since = time.time()
+        await asyncio.wait_for(event(trigger(start_timeout=0.3)), 5)
+        assert time.time() - since >= 0.3
+
+    @pytest.mark.parametrize(
+        ("start_timeout", "held_up_since"),
+        [(None, 1.0), (1e10, 1.0), (0.01, None)],
+        ids=["for ever", "not yet", "in a queue"],
+    )
+    async def test_a_job_that_may_start_yet_is_left_alone(
+        self, service: Service, stuck: Job, later: Any, start_timeout: float | None, held_up_since: float | None
+    ) -> None:
+        stuck.held_up_since = held_up_since
+        later(lambda: setattr(stuck, "state", JobState.SUCCEEDED))
+        assert (await asyncio.wait_for(event(trigger(start_timeout=start_timeout)), 5)).kind == "succeeded"
+        assert service.kills == []
+
+    @pytest.mark.parametrize("said", [{"ti_id": "another"}, RuntimeError("the API server is away")])
+    async def test_another_try_in_charge_is_left_alone(
+        self, service: Service, airflow: dict[str, Any], stuck: Job, later: Any, said: Any
+    ) -> None:
+        airflow["try"] = said
+        later(lambda: setattr(stuck, "state", JobState.SUCCEEDED))
+        assert (await asyncio.wait_for(event(trigger(start_timeout=900)), 5)).kind == "succeeded"
+        assert service.kills == []
+
+    async def test_a_kill_that_is_refused_is_sent_again(
+        self, service: Service, stuck: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trigger_module, "_KILL_CONFIRMED_WITHIN", 0.05)
+        errors = [RequestRefused("not now"), ClusterUnreachable("away")]
+
+        def fail_twice() -> None:
+            if errors:
+                raise errors.pop()
+
+        service.before_kill = fail_twice
+        assert (await asyncio.wait_for(event(trigger(start_timeout=900)), 5)).kind == "failed"
+        assert (service.kills, errors) == (["job-1"], [])
+
+    @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
+    async def test_one_that_ended_by_itself_meanwhile_has_ended(
+        self, service: Service, stuck: Job, state: JobState
+    ) -> None:
+        stuck.message = ""
+        service.before_kill = lambda: setattr(stuck, "state", state)
+        fired = await asyncio.wait_for(event(trigger(start_timeout=900)), 5)
+        assert (fired.kind, fired.state, fired.message) == (state.value, state.name, "")
+
+    @pytest.mark.parametrize("gone", [JobState.KILLED, JobState.ABSENT])
+    async def test_one_that_dies_slowly_is_neither_lost_nor_killed_by_somebody(
+        self, service: Service, stuck: Job, monkeypatch: pytest.MonkeyPatch, gone: JobState
+    ) -> None:
+        monkeypatch.setattr(trigger_module, "_KILL_CONFIRMED_WITHIN", 0.02)
+        service.outlives_kills = True
+
+        def die_at_last() -> None:
+            if len(service.kills) == 2:
+                stuck.state = gone
+
+        service.before_kill = die_at_last
+        fired = await asyncio.wait_for(event(trigger(start_timeout=900)), 5)
+        assert fired.kind == "failed"
+        assert "no such image" in fired.message
+
+    async def test_its_successor_is_a_job_of_its_own(self, service: Service, stuck: Job) -> None:
+        def relaunch() -> None:
+            service.before_kill, service.outlives_kills = None, True
+            stuck.state = JobState.RELAUNCHED
+            service.add(TOKEN, state=JobState.KILLED)
+
+        service.before_kill = relaunch
+        fired = await asyncio.wait_for(event(trigger(start_timeout=900)), 5)
+        assert (fired.kind, fired.job.id) == ("killed", "job-2")
+
+
+class TestNarration:
+    @staticmethod
+    async def lines(capsys: pytest.CaptureFixture[str], *statuses: JobStatus) -> list[str]:
+        narrator = trigger_module._Narrator(trigger(push_links=False))
+        for told in statuses:
+            await narrator.status(told)
+        return [line for line in capsys.readouterr().out.splitlines() if "job-1" in line]
+
+    async def test_says_why_a_job_does_not_start_and_whatever_becomes_of_it(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first, second, third, fourth = await self.lines(
+            capsys,
+            status(None),
+            status(1.0, "no such image"),
+            status(1.0, "no such image"),
+            status(1.0, "no such host"),
+            status(None),
+        )
+        assert ("no such image" in second, "no such host" in third) == (True, True)
+        assert not [line for line in (first, fourth) if "no such" in line]
+
+    async def test_says_nothing_of_a_message_that_is_no_trouble(self, capsys: pytest.CaptureFixture[str]) -> None:
+        first, second = status(None, "one", state=JobState.RUNNING), status(None, "two", state=JobState.RUNNING)
+        assert len(await self.lines(capsys, first, second)) == 1
+
+    async def test_pushes_links_that_become_known(
+        self, airflow: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        narrator = trigger_module._Narrator(trigger())
+        for links in ({}, {Link.LOG: "http://log"}, {Link.HISTORY: "http://history"}):
+            await narrator.status(JobStatus(job=JobRef("job-1"), state=JobState.RUNNING, raw="RUNNING", links=links))
+        assert airflow["pushed"] == {
+            "durable_spark_log_link": "http://log",
+            "durable_spark_history_link": "http://history",
+        }
+
 
 class TestArguments:
     def test_are_plain_json(self) -> None:
@@ -220,6 +449,12 @@ class TestArguments:
     def test_keys_of_a_newer_version_are_ignored(self) -> None:
         arguments = trigger().arguments
         assert JobTrigger({**arguments, "v": 2, "surprise": 1})._args == trigger()._args
+
+    def test_of_an_older_version_are_understood(self) -> None:
+        arguments = trigger(start_timeout=5.0).arguments
+        assert JobTrigger(arguments)._args.start_timeout == 5.0
+        del arguments["start_timeout"]
+        assert JobTrigger(arguments)._args == trigger(start_timeout=None)._args
 
     @pytest.mark.parametrize("path", ["os.path.join", "subprocess.Popen", "no.such.Hook", "durable_spark.jobs.JobRef"])
     async def test_the_hook_must_be_one(self, path: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import signal
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,8 @@ class Job:
     token: str
     owner: str
     state: JobState = JobState.RUNNING
-    killed: bool = False
+    message: str = ""
+    held_up_since: float | None = None
 
 
 class Service:
@@ -54,14 +56,18 @@ class Service:
         self.jobs: dict[str, Job] = {}
         self.submissions = 0
         self.kills: list[str] = []
+        self.releases: list[str] = []
         self.names: Sequence[str] = ("service://one",)
         self.unreachable = False
         self.die_before_submit = False
         self.die_after_submit = False
         self.find_error: Exception | None = None
+        self.release_error: Exception | None = None
         self.outlives_kills = False
         self.before_submit: Any = None
         self.after_submit: Any = None
+        self.before_kill: Any = None
+        self.before_release: Any = None
 
     def add(self, token: str, owner: str = "", state: JobState = JobState.RUNNING) -> str:
         job_id = f"job-{len(self.jobs) + 1}"
@@ -128,10 +134,20 @@ class MemoryHook(JobHook):
 
     async def kill(self, job: JobRef) -> None:
         self._reach()
+        if service.before_kill:
+            service.before_kill()
         service.kills.append(job.id)
         known = service.jobs.get(job.id)
         if known and known.state.active and not service.outlives_kills:
             known.state = JobState.KILLED
+
+    async def release(self, job: JobRef) -> None:
+        if service.before_release:
+            service.before_release()
+        service.releases.append(job.id)
+        self._reach()
+        if service.release_error:
+            raise service.release_error
 
     async def log_tail(self, job: JobRef, lines: int) -> Sequence[str]:
         return ["the last line"]
@@ -141,12 +157,38 @@ class MemoryHook(JobHook):
 
     def _status(self, job: JobRef) -> JobStatus:
         known = service.jobs.get(job.id)
-        state = known.state if known else JobState.ABSENT
-        return JobStatus(job=job, state=state, raw=state.name, links={Link.JOB: f"http://service/{job.id}"})
+        if known is None:
+            known = Job("", "", JobState.ABSENT)
+        return JobStatus(
+            job=job,
+            state=known.state,
+            raw=known.state.name,
+            message=known.message,
+            held_up_since=known.held_up_since,
+            links={Link.JOB: f"http://service/{job.id}"},
+        )
 
     def _reach(self) -> None:
         if service.unreachable:
             raise ClusterUnreachable("the service does not answer")
+
+
+class alarm:  # noqa: N801 reads as a statement
+    """Fail what hangs."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        def hung(*_: Any) -> None:
+            raise RuntimeError(f"still waiting after {self.seconds} s")
+
+        self.before = signal.signal(signal.SIGALRM, hung)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.before)
 
 
 class TaskInstance:
