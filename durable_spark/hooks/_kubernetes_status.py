@@ -112,7 +112,14 @@ def read_pod(value: Any, *, namespace: str, deleted: bool = False, links: LinkTe
     annotations = _part(metadata, "annotations")
     finalizers = metadata.get("finalizers")
     return Pod(
-        status=_job_status(JobRef(f"{namespace}:{name}", str(uid)), metadata, status, deleted=deleted, links=links),
+        status=_job_status(
+            JobRef(f"{namespace}:{name}", str(uid)),
+            metadata,
+            status,
+            deleted=deleted,
+            on_node=bool(spec.get("nodeName")),
+            links=links,
+        ),
         version=str(metadata.get("resourceVersion", "")),
         labels=labels,
         deleting=metadata.get("deletionTimestamp") is not None,
@@ -124,8 +131,15 @@ def read_pod(value: Any, *, namespace: str, deleted: bool = False, links: LinkTe
 
 
 def _job_status(
-    job: JobRef, metadata: Mapping[str, Any], status: Mapping[str, Any], *, deleted: bool, links: LinkTemplates
+    job: JobRef,
+    metadata: Mapping[str, Any],
+    status: Mapping[str, Any],
+    *,
+    deleted: bool,
+    on_node: bool,
+    links: LinkTemplates,
 ) -> JobStatus:
+    deleting = metadata.get("deletionTimestamp") is not None
     phase = str(status.get("phase") or "Unknown")[:40]
     state = _STATES.get(phase, JobState.UNKNOWN)
     raw, message, since = phase, _message(status), None
@@ -138,10 +152,14 @@ def _job_status(
         if _deleted_before_its_end(metadata, status):
             state = JobState.KILLED
             message = f"the pod was deleted while it ran; {message}".rstrip("; ")
-    if deleted and not state.final:
+    if state is JobState.PENDING and deleting and not on_node:
+        # A deleted pod is given no node any more; a finalizer may keep it as it is (storage.go: assignPod()).
+        state, raw, since = JobState.KILLED, f"{phase}, deleted", None
+        message = "the pod was deleted before it was given a node"
+    elif deleted and not state.final:
         state, raw, since = JobState.KILLED, f"{phase}, deleted", None
         message = f"the pod was deleted while it was {phase}"
-    elif not state.final and metadata.get("deletionTimestamp") is not None:
+    elif not state.final and deleting:
         raw = f"{phase}, being deleted"
     namespace, _, name = job.id.partition(":")
     app_id = _part(metadata, "labels").get(APP_ID, "")

@@ -388,6 +388,19 @@ async def test_held_pod_keeps_its_end_until_it_is_released(
         wait_until(lambda job=job: not exists(kubernetes_cluster, job), 30, f"{job} to go")  # type: ignore[misc]
 
 
+async def test_held_pod_that_no_node_took_is_killed(kubernetes_cluster: KubernetesCluster, make_hook: MakeHook) -> None:
+    """Held, it stays Pending for ever: nobody is left to give it another phase."""
+    hook = make_hook()
+    conf = {"spark.kubernetes.driver.node.selector.disk": "fast"}
+    _, job = await submit(hook, shell_job("exit 0", conf=conf, options={"hold_pod": True}))
+    await hook.kill(job)
+    async with following(make_hook, job) as (follower,):
+        assert "before it was given a node" in (await follower.until(JobState.KILLED)).message
+    assert kubernetes_cluster.pod(name_of(job))["status"]["phase"] == "Pending"
+    await hook.release(job)
+    wait_until(lambda: not exists(kubernetes_cluster, job), 30, f"{job} to go")
+
+
 async def test_pod_is_deleted_at_its_end_if_so_asked(
     kubernetes_cluster: KubernetesCluster, hook: KubernetesHook
 ) -> None:
