@@ -39,6 +39,7 @@ from durable_spark.jobs import (
     ENDED_BY_A_PERSON,
     RECORD_KEY,
     TRY_XCOM_KEY,
+    AuthenticationFailed,
     BadArguments,
     BadConfiguration,
     ClusterChanged,
@@ -56,6 +57,7 @@ from durable_spark.jobs import (
     JobStatus,
     OutageTooLong,
     Record,
+    RequestRefused,
     Submission,
     SubmissionUncertain,
     Verdict,
@@ -574,6 +576,15 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._conversing.run(self._conversing.hook.kill(job))
         self._release(job)
 
+    def _kill_noted(self, context: Context, record: Record, job: JobRef) -> None:
+        """Kill the task's job, and have that in the record before, unless the cluster does not take the kill."""
+        self._save(context, dataclasses.replace(record, killing=True))
+        try:
+            self._conversing.run(self._conversing.hook.kill(job))
+        except (AuthenticationFailed, RequestRefused):  # nobody has killed it: if it is gone one day, it is lost
+            self._save(context, dataclasses.replace(record, killing=False))
+            raise
+
     def _release(self, job: JobRef | None) -> None:
         """Let go of a job that this task has done with. What fails here is no reason to fail the task."""
         if job is None:
@@ -706,9 +717,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if event is not None:
             return self._complete(context, JobEvent.from_json(event))
         if self.kill_jobs:
-            self._save(context, dataclasses.replace(self._recorded, killing=True))
             self.log.warning("Told to stop: killing %s", arguments.job)
-            self._kill(arguments.job)
+            self._kill_noted(context, self._recorded, arguments.job)
+            self._release(arguments.job)
         else:
             self._expect_still_wanted(context)
             self._release_unless_followed_on(context, arguments.job)
@@ -727,10 +738,12 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if state not in ENDED_BY_A_PERSON:
             return
         if job is not None and self.kill_jobs:
-            if state is not None:  # nobody else can be in charge of what is gone
-                self._save(context, dataclasses.replace(self._recorded, killing=True))
             self.log.warning("This task is %s by now: killing %s", state or "gone", job)
-            self._kill(job)
+            if state is not None:
+                self._kill_noted(context, self._recorded, job)
+                self._release(job)
+            else:  # nobody else can be in charge of what is gone, and there is no record any more
+                self._kill(job)
         else:
             self._release(job)
         raise AirflowException(f"This task was set to {state or 'removed'} meanwhile")
@@ -851,8 +864,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return DeadlinePassed(f"{what}: {job} was left running, as on_timeout='keep' asks")
         try:
             self._expect_same_cluster(record)
-            self._save(context, dataclasses.replace(record, killing=True))
-            talk.run(talk.hook.kill(job))
+            self._kill_noted(context, record, job)
             until = time.monotonic() + _KILL_CONFIRMED_WITHIN
             while time.monotonic() < until:
                 status = talk.run(talk.hook.poll([job]))[job]

@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.context import NEVER_EXPIRE
 
 from durable_spark.jobs import (
+    AuthenticationFailed,
     ClusterUnreachable,
     JobRef,
     JobState,
@@ -967,6 +968,25 @@ class TestKilledByUs:
         with pytest.raises(AirflowTaskTimeout, match="could not be killed"):
             first.complete(event(instance, "timeout"))
         assert first.record["killing"] is False
+
+    @pytest.mark.parametrize("error", [RequestRefused("403"), AuthenticationFailed("401")])
+    def test_a_kill_that_the_cluster_refused_is_none(
+        self, instance: TaskInstance, service: Service, error: Exception
+    ) -> None:
+        """The job goes on; gone later, it is lost."""
+
+        def refuse() -> None:
+            raise error
+
+        first = instance.begin(deferrable=False)
+        service.after_submit, service.before_kill = first.operator.on_kill, refuse
+        with pytest.raises(AirflowException, match=type(error).__name__):
+            first.execute()
+        assert first.record["killing"] is False
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            instance.begin().execute()
+        assert service.submissions == 1
 
     def test_a_refused_stop_is_no_kill(self, instance: TaskInstance, service: Service) -> None:
         """The fence: an older try notes nothing and kills nothing."""
