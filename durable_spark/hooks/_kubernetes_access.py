@@ -16,7 +16,6 @@ import base64
 import binascii
 import dataclasses
 import os
-import re
 import ssl
 import tempfile
 import time
@@ -28,6 +27,7 @@ from urllib.parse import urlsplit
 from durable_spark.hooks._connection import Extras, master_url, read_connection
 from durable_spark.hooks._http import ssl_context
 from durable_spark.hooks._kubernetes_links import LinkTemplates
+from durable_spark.hooks._kubernetes_plan import is_namespace
 from durable_spark.jobs import AuthenticationFailed, BadConfiguration, ClusterUnreachable
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ LOADING_TIMEOUT = 30.0
 
 _MALFORMED = (OSError, ValueError, KeyError, AttributeError, AssertionError, TypeError)
 """What the loaders raise for files that are not what they should be."""
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ async def read_settings(conn_id: str, *, poll_interval: float) -> Settings:
     connection = await read_connection(conn_id)
     extras = Extras(connection)
     namespace = extras.text("namespace")
-    if namespace is not None and not _NAMESPACE.match(namespace):
+    if namespace is not None and not is_namespace(namespace):
         raise extras.wrong("namespace", namespace, "give the name of a Kubernetes namespace, such as spark")
     settings = Settings(
         conn_id=conn_id,

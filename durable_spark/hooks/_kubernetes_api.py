@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 
 from durable_spark.hooks._http import Answer, HttpClient, Stream
 from durable_spark.hooks._kubernetes_access import Access, Settings, load_access, read_settings
-from durable_spark.hooks._kubernetes_status import TOKEN, Pod, read_pod
+from durable_spark.hooks._kubernetes_status import TOKEN, Pod, place_of, read_pod
 from durable_spark.jobs import (
     AuthenticationFailed,
     BadConfiguration,
@@ -154,13 +154,13 @@ class Api:
         :return: ``False`` when it has changed since, so that it must be read again.
         :raises RequestRefused: the API server does not allow it.
         """
-        namespace, _, name = pod.status.job.id.partition(":")
+        namespace, name = place_of(pod.status.job)
         preconditions = {"uid": pod.status.job.uid, "resourceVersion": pod.version}
         return await self.delete("pods", namespace, name, preconditions=preconditions)
 
     async def log(self, pod: Pod, *, lines: int, limit: int) -> str:
         """Return the end of the driver's log."""
-        namespace, _, name = pod.status.job.id.partition(":")
+        namespace, name = place_of(pod.status.job)
         query = {"tailLines": str(lines), "limitBytes": str(limit)}
         if pod.container:
             query["container"] = pod.container

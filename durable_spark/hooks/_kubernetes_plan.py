@@ -47,6 +47,7 @@ __all__ = [
     "Application",
     "Plan",
     "deployment_label",
+    "is_label_value",
     "is_namespace",
     "is_pod_name",
     "namespace_of",
@@ -164,9 +165,14 @@ def is_namespace(text: str) -> bool:
     return _LABEL.match(text) is not None
 
 
+def is_label_value(text: str) -> bool:
+    """Return whether a text may be the value of a label, and is not empty."""
+    return _LABEL_VALUE.match(text) is not None
+
+
 def deployment_label(deployment: str) -> str:
     """Return a deployment's name as a label's value: the name itself, or a hash of one that is no such value."""
-    if _LABEL_VALUE.match(deployment):
+    if is_label_value(deployment):
         return deployment
     return hashlib.sha256(deployment.encode()).hexdigest()[:32]
 

@@ -21,7 +21,7 @@ from durable_spark.jobs import InvalidAnswer, JobRef, JobState, JobStatus
 if TYPE_CHECKING:
     from durable_spark.hooks._kubernetes_links import LinkTemplates
 
-__all__ = ["APP_ID", "DEPLOYMENT", "FINALIZER", "OWNER", "TOKEN", "Pod", "read_pod"]
+__all__ = ["APP_ID", "DEPLOYMENT", "FINALIZER", "OWNER", "TOKEN", "Pod", "place_of", "read_pod"]
 
 TOKEN = "durable-spark/token"  # noqa: S105 - it names a submission, and opens nothing
 OWNER = "durable-spark/owner"
@@ -95,6 +95,12 @@ class Pod:
         return self.labels.get(TOKEN, "")
 
 
+def place_of(job: JobRef) -> tuple[str, str]:
+    """Return namespace and name of a job's pod, as its ID has them."""
+    namespace, _, name = job.id.partition(":")
+    return namespace, name
+
+
 def read_pod(value: Any, *, namespace: str, deleted: bool = False, links: LinkTemplates) -> Pod:
     """
     Return what matters of a pod.
@@ -161,7 +167,7 @@ def _job_status(
         message = f"the pod was deleted while it was {phase}"
     elif not state.final and deleting:
         raw = f"{phase}, being deleted"
-    namespace, _, name = job.id.partition(":")
+    namespace, name = place_of(job)
     app_id = _part(metadata, "labels").get(APP_ID, "")
     filled = links.fill(namespace=namespace, pod=name, uid=job.uid, app_id=app_id if isinstance(app_id, str) else "")
     return JobStatus(job=job, state=state, raw=raw, message=message[:_MESSAGE_LIMIT], held_up_since=since, links=filled)

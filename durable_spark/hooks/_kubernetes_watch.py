@@ -30,8 +30,8 @@ from typing_extensions import Self
 
 from durable_spark.hooks._http import ConnectionLost
 from durable_spark.hooks._kubernetes_api import Api, Gone
-from durable_spark.hooks._kubernetes_status import TOKEN, read_pod
-from durable_spark.jobs import ClusterUnreachable, InvalidAnswer, JobStatus
+from durable_spark.hooks._kubernetes_status import TOKEN, place_of, read_pod
+from durable_spark.jobs import ClusterUnreachable, InvalidAnswer, JobRef, JobStatus
 
 if TYPE_CHECKING:
     from durable_spark.hooks._kubernetes_links import LinkTemplates
@@ -97,14 +97,14 @@ class Watches:
                 await _first(listed.wait(), self._tasks[namespace])
         self._raise_what_failed()
 
-    def status(self, job_id: str) -> JobStatus | None:
-        """Return the last status of a pod with our label, or ``None``."""
-        namespace, _, name = job_id.partition(":")
+    def status(self, job: JobRef) -> JobStatus | None:
+        """Return the last status of a pod of the job's name with our label, or ``None``."""
+        namespace, name = place_of(job)
         return self._pods.get(namespace, {}).get(name)
 
     def explain(self, status: JobStatus, message: str) -> JobStatus | None:
         """Give a status a better message and return it; ``None`` if it is no longer the last one."""
-        namespace, _, name = status.job.id.partition(":")
+        namespace, name = place_of(status.job)
         pods = self._pods.get(namespace, {})
         if pods.get(name) != status:
             return None
@@ -163,7 +163,7 @@ class Watches:
         before = self._pods.get(namespace, {})
         self._pods[namespace] = {}
         for status in statuses:
-            name = status.job.id.partition(":")[2]
+            _, name = place_of(status.job)
             if (known := before.get(name)) is not None and known == status:
                 self._pods[namespace][name] = known
             else:
@@ -201,7 +201,7 @@ class Watches:
         """Take up what a watch tells of a pod. It calls one deleted, too, from which only our label was taken."""
         status = read_pod(value, namespace=namespace, links=links).status
         if deleted and not status.state.final:
-            name = status.job.id.partition(":")[2]
+            _, name = place_of(status.job)
             pod = await self._api.pod(namespace, name)
             if pod is not None and pod.status.job == status.job:
                 self._pods[namespace].pop(name, None)  # from now on it is asked for by name
@@ -210,7 +210,7 @@ class Watches:
         self._keep(status)
 
     def _keep(self, status: JobStatus) -> None:
-        namespace, _, name = status.job.id.partition(":")
+        namespace, name = place_of(status.job)
         pods = self._pods.setdefault(namespace, {})
         if pods.get(name) != status:
             pods[name] = status

@@ -35,11 +35,13 @@ from durable_spark.hooks._kubernetes_pod import (
     Driver,
     build_driver,
     deployment_label,
+    is_label_value,
     is_namespace,
     is_pod_name,
     owner_reference,
     template_path,
 )
+from durable_spark.hooks._kubernetes_status import place_of
 from durable_spark.hooks._kubernetes_watch import Watches
 from durable_spark.hooks._worker_files import read_pod_template, read_properties_file
 from durable_spark.hooks.job import Followed, JobHook
@@ -75,6 +77,7 @@ EVENTS_LAST = 3000.0
 """Seconds for which events are sure to be kept (``--event-ttl`` of the API server, an hour)."""
 CONFLICTS = 10
 """Times that a pod is read again because it changed before it could be deleted or patched."""
+CREATED = (200, 201, 202)
 CREATING = "Pending: ContainerCreating"
 EXPLAIN_AFTER = 15.0
 """Seconds that a container may take to be created before the pod's events are asked why."""
@@ -97,7 +100,6 @@ USEFUL = {
 
 _OURS = re.compile(r"-[0-9a-f]{32}\Z")
 """How the names of pods end that hold a token."""
-_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 
 
 class KubernetesHook(JobHook):
@@ -192,31 +194,31 @@ class KubernetesHook(JobHook):
         if driver.secret is not None and (pod := await self._send_secret(driver, submission)) is not None:
             return pod.status.job
         answer = await self._api.create("pods", namespace, driver.pod)
-        if answer.status in (200, 201, 202):
+        if answer.status in CREATED:
             pod = await self._api.read(answer, namespace, name)
         else:
-            # Not only a 409 tells of a pod that an earlier request has made: that one may have used up a quota.
-            if answer.status != 409 and await self._api.pod(namespace, name) is None:
-                refusal = await _refusal(answer)
-                if driver.secret is not None:
-                    await self._drop_secret(namespace, name)
-                raise refusal
-            pod = await self._existing(namespace, name, submission, await said(answer))
+            pod = await self._made_before(driver, submission, answer)
         await self._give_secret_away(pod)
         return pod.status.job
 
-    async def _existing(self, namespace: str, name: str, submission: Submission, message: str) -> Pod:
-        """Return the pod that has our name already, if it is of this submission."""
+    async def _made_before(self, driver: Driver, submission: Submission, answer: Answer) -> Pod:
+        """
+        Return the pod that an earlier request has made, if that is why the API server refuses this one.
+
+        Not only a 409 may tell of it: admission comes first, and the pod that is there may have used up a quota.
+        """
+        namespace, name = _place(driver)
         pod = await self._api.pod(namespace, name)
-        if pod is None:
+        if pod is not None:
+            return _expect_ours(pod, submission, await said(answer))
+        if answer.status == 409:
             raise SubmissionUncertain(
-                f"the pod {name} existed a moment ago ({message}) and is gone: somebody has deleted it", permanent=True
+                f"the pod {name} existed a moment ago ({await said(answer)}) and is gone: somebody has deleted it",
+                permanent=True,
             )
-        if pod.token != submission.token:
-            raise SubmissionRefused(
-                f"there is a pod {name} in {namespace} that is none of this submission's: {message}"
-            )
-        return pod
+        if driver.secret is not None:
+            await self._drop_secret(namespace, name)
+        raise await _refusal(answer)
 
     async def _send_secret(self, driver: Driver, submission: Submission) -> Pod | None:
         """
@@ -226,24 +228,24 @@ class KubernetesHook(JobHook):
         """
         namespace, name = _place(driver)
         answer = await self._api.create("secrets", namespace, driver.secret or {})
-        if answer.status in (200, 201, 202):
+        if answer.status in CREATED:
             return None
-        if answer.status != 409:
-            raise await _refusal(answer)
         ours = await self._api.secret_token(namespace, name) == submission.token
         # Looked for second: once there is a pod, it owns the Secret, which is then nobody's to take up.
-        if await self._api.pod(namespace, name) is not None:
-            pod = await self._existing(namespace, name, submission, await said(answer))
+        if (pod := await self._api.pod(namespace, name)) is not None:
+            pod = _expect_ours(pod, submission, await said(answer))
             await self._give_secret_away(pod)
             return pod
-        if not ours:
+        if ours:
+            await self._api.patch("secrets", namespace, name, driver.secret or {})
+            return None
+        if answer.status == 409:
             raise SubmissionRefused(f"there is a Secret {name} in {namespace} that is none of this submission's")
-        await self._api.patch("secrets", namespace, name, driver.secret or {})
-        return None
+        raise await _refusal(answer)
 
     async def _give_secret_away(self, pod: Pod) -> None:
         """Let the pod own its Secret, so that it is collected with it. Harmless when it does already."""
-        namespace, name = _parts(pod.status.job)
+        namespace, name = place_of(pod.status.job)
         if not pod.has_secret:
             return
         owner = owner_reference({"metadata": {"name": name, "uid": pod.status.job.uid}})
@@ -277,7 +279,7 @@ class KubernetesHook(JobHook):
         namespace, name = parsed
         pod = await self._api.pod(namespace, name)
         if pod is not None:
-            pod = await self._existing(namespace, name, submission, "found by its name")
+            pod = _expect_ours(pod, submission, "found by its name")
             await self._give_secret_away(pod)
             return Found(status=pod.status)
         await self._expect_no_trace(namespace, name, submission)
@@ -305,7 +307,7 @@ class KubernetesHook(JobHook):
         """Return the live pods with these labels in the connection's namespace."""
         terms = [f"{DEPLOYMENT}={deployment_label(deployment)}" if deployment else f"!{DEPLOYMENT}", TOKEN]
         if owner is not None:
-            if not _LABEL.match(owner):
+            if not is_label_value(owner):
                 return ()
             terms.append(f"{OWNER}={owner}")
         access = await self._api.access()
@@ -337,7 +339,7 @@ class KubernetesHook(JobHook):
         found: dict[str, JobStatus] = {}
         if len(names) > ONE_BY_ONE:
             statuses, _ = await self._api.pods(namespace, selector="spark-role=driver", keep=lambda pod: pod.status)
-            found = {_parts(status.job)[1]: status for status in statuses}
+            found = {place_of(status.job)[1]: status for status in statuses}
 
         async def get(name: str) -> None:
             if (pod := await self._api.pod(namespace, name)) is not None:
@@ -388,7 +390,7 @@ class KubernetesHook(JobHook):
 
     def _watched(self, watches: Watches, job: JobRef) -> JobStatus | None:
         """Return what the watches know of a job; nothing if the pod of its name is another one."""
-        seen = watches.status(job.id)
+        seen = watches.status(job)
         if seen is None or job.uid not in ("", seen.job.uid):
             return None
         return seen if seen.job == job else dataclasses.replace(seen, job=job)
@@ -402,7 +404,7 @@ class KubernetesHook(JobHook):
         explained: dict[JobRef, JobStatus] = {}
         now = time.time()
         for job in watched:
-            status = watches.status(job.id)
+            status = watches.status(job)
             if status is None or status.raw != CREATING or now < self._explain_again.get(job, 0.0):
                 continue
             if status.held_up_since is None or now - status.held_up_since < EXPLAIN_AFTER:
@@ -411,7 +413,7 @@ class KubernetesHook(JobHook):
                 break
             self._explain_again[job] = now + EXPLAIN_EVERY
             try:
-                events, _ = await self._api.events(*_parts(job), warnings=True)
+                events, _ = await self._api.events(*place_of(job), warnings=True)
             except ClusterError as error:
                 self.log.debug("The events of %s cannot be read: %s", job, error)
                 break
@@ -517,19 +519,26 @@ def _place(driver: Driver) -> tuple[str, str]:
     return metadata["namespace"], metadata["name"]
 
 
-def _parts(job: JobRef) -> tuple[str, str]:
-    namespace, _, name = job.id.partition(":")
-    return namespace, name
-
-
 def _parse(job: JobRef) -> tuple[str, str] | None:
     """Return namespace and name of a job ID, ``None`` if it is none of Kubernetes'."""
-    namespace, name = _parts(job)
+    namespace, name = place_of(job)
     return (namespace, name) if is_namespace(namespace) and is_pod_name(name) else None
 
 
 def _absent(job: JobRef) -> JobStatus:
     return JobStatus(job=job, state=JobState.ABSENT, raw="NotFound", message="the API server has no such pod")
+
+
+def _expect_ours(pod: Pod, submission: Submission, message: str) -> Pod:
+    """
+    Return a pod that has the submission's name, if it is the submission's.
+
+    :param message: how it was met.
+    """
+    if pod.token != submission.token:
+        namespace, name = place_of(pod.status.job)
+        raise SubmissionRefused(f"there is a pod {name} in {namespace} that is none of this submission's: {message}")
+    return pod
 
 
 async def _refusal(answer: Answer) -> DurableJobError:

@@ -385,19 +385,24 @@ class JobTrigger(BaseTrigger):
 
     async def _let_go(self) -> None:
         """Kill the job, unless it is to be kept; nobody waits for its end any more."""
-        if self._args.kill:
-            await self._kill(self._job)
-        async with self._hook() as hook:
+        async with self._hook_of_same_cluster() as hook:
+            if self._args.kill:
+                await hook.kill(self._job)
             await hook.release(self._job)
 
     async def _kill(self, job: JobRef) -> None:
+        async with self._hook_of_same_cluster() as hook:
+            await hook.kill(job)
+
+    @contextlib.asynccontextmanager
+    async def _hook_of_same_cluster(self) -> AsyncIterator[JobHook]:
         async with self._hook() as hook:
             names = await hook.cluster()
             if self._args.cluster and not set(names) & set(self._args.cluster):
                 raise BadConfiguration(
                     f"connection {self._args.conn_id!r} names another cluster now: {', '.join(names)}"
                 )
-            await hook.kill(job)
+            yield hook
 
     async def _another_is_the_job(self) -> bool:
         """

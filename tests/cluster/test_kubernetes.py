@@ -15,7 +15,7 @@ import pytest
 
 from dev.kubernetes import RequestFailed
 from dev.processes import free_port, wait_until
-from durable_spark.hooks import _http
+from durable_spark.hooks import _http, _kubernetes_access
 from durable_spark.hooks import kubernetes as kubernetes_hook
 from durable_spark.hooks._kubernetes_api import Api
 from durable_spark.hooks.kubernetes import KubernetesHook
@@ -192,18 +192,20 @@ async def test_late_request_is_no_second_pod(
     assert created(kubernetes_cluster, ref) == [ref.uid]
 
 
+@pytest.mark.parametrize("options", [{}, SECRETIVE], ids=["plain", "with a Secret"])
 async def test_refusal_of_a_second_request_is_none_of_the_first(
-    kubernetes_cluster: KubernetesCluster, make_hook: MakeHook
+    options: dict[str, Any], kubernetes_cluster: KubernetesCluster, make_hook: MakeHook
 ) -> None:
     """Admission comes before the name is looked at: the pod that is there may have used up the quota itself."""
-    job, secretive = shell_job("exit 0"), shell_job("exit 0", **SECRETIVE)
+    job, secretive = shell_job("exit 0", **options), shell_job("exit 0", **SECRETIVE)
     submission = await make_hook().prepare(job, new_submission())
     ref = await make_hook().submit(job, submission)
     path = f"/api/v1/namespaces/{kubernetes_cluster.namespace}/resourcequotas"
-    full = {"metadata": {"name": "full"}, "spec": {"hard": {"pods": "1"}}}
+    hard = {"pods": "1", "secrets": "1"}
+    full = {"metadata": {"name": "full"}, "spec": {"hard": hard}}
     kubernetes_cluster.request("POST", path, full)
     try:
-        used = {"status": {"hard": {"pods": "1"}, "used": {"pods": "1"}}}
+        used = {"status": {"hard": hard, "used": hard}}
         merge = "application/merge-patch+json"
         kubernetes_cluster.request("PATCH", f"{path}/full/status", used, content_type=merge)
         wait_until(lambda: quota_is_known(kubernetes_cluster), 30, "the quota to be known to admission")
@@ -569,12 +571,41 @@ async def test_rotated_token_is_read_anew(
     file.write_text(kubernetes_cluster.token)
     hook = make_hook(password=None, extra={"token-file": str(file)})
     _, job = await submit(hook, shell_job("exec sleep 600"))
+    late = make_hook(password=None, extra={"token-file": str(file)})
     file.write_text("expired")
     with pytest.raises(AuthenticationFailed):
-        await make_hook(password=None, extra={"token-file": str(file)}).poll([job])
+        await late.poll([job])
     file.write_text(kubernetes_cluster.token)
-    await until(hook, job, JobState.RUNNING)
+    await until(late, job, JobState.RUNNING)
     await hook.kill(job)
+
+
+async def test_service_account_of_the_pod_that_airflow_runs_in(
+    kubernetes_cluster: KubernetesCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder and its variables are all that a pod has of the cluster."""
+    (tmp_path / "token").write_text(kubernetes_cluster.token)
+    (tmp_path / "ca.crt").write_text(kubernetes_cluster.ca.read_text())
+    (tmp_path / "namespace").write_text(kubernetes_cluster.namespace)
+    monkeypatch.setattr(_kubernetes_access, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(kubernetes_cluster.port))
+    hook = connect({"conn_type": "durable_spark", "host": "k8s://", "extra": {"in-cluster": True}})
+    assert "namespace 'spark'" in await hook.check()
+    _, job = await submit(hook, shell_job("exit 0"))
+    await until(hook, job, JobState.SUCCEEDED)
+
+
+async def test_connection_as_upstreams_operator_has_it(
+    kubernetes_cluster: KubernetesCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Type ``spark``, without credentials: they are those of the default kubeconfig, as for spark-submit."""
+    monkeypatch.setenv("KUBECONFIG", str(kubernetes_cluster.kubeconfig()))
+    upstream = {"conn_type": "spark", "host": "k8s://https://127.0.0.1", "port": kubernetes_cluster.port}
+    hook = connect({**upstream, "extra": {"namespace": "spark", "deploy-mode": "cluster"}})
+    assert "namespace 'spark'" in await hook.check()
+    _, job = await submit(hook, shell_job("exit 0"))
+    await until(hook, job, JobState.SUCCEEDED)
 
 
 async def test_wrong_token_is_refused_and_is_not_shown(make_hook: MakeHook) -> None:

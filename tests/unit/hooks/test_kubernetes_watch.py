@@ -111,7 +111,7 @@ async def failure(watches: Watches) -> DurableJobError:
 
 
 def told(watches: Watches, value: dict[str, Any]) -> JobStatus | None:
-    return watches.status(ref(value).id)
+    return watches.status(ref(value))
 
 
 async def until_told(watches: Watches, value: dict[str, Any], state: JobState) -> JobStatus:
