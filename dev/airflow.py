@@ -29,14 +29,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-from typing_extensions import Self
 
-from dev.processes import Server, _living, _signal, free_port, wait_until
+from dev.processes import Server, Startable, _living, _signal, free_port, wait_until
 
 __all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "parse_time"]
 
@@ -135,7 +133,7 @@ class _Process(Server):
         self.registered(self.pid)
 
 
-class Airflow:
+class Airflow(Startable):
     """
     An Airflow with LocalExecutor; a context manager that starts it and stops all of it.
 
@@ -191,19 +189,6 @@ class Airflow:
     def database(self) -> str:
         """SQLAlchemy URL of its database."""
         return self._database or f"sqlite:///{self.home}/airflow.db"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self, *, deadline: float = 120) -> None:
         """Start everything; return when the API server answers and calls all of it healthy."""

@@ -31,18 +31,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import trustme
 import yaml
 
 from dev.kubernetes_binaries import CONTROL_PLANE, REAL_NODE, ensure_kubernetes
 from dev.kubernetes_kubelet import API_ADDRESS, NODE_ADDRESS, check_machine
-from dev.processes import Server, ToolMissing, free_port, wait_until
+from dev.processes import Server, Startable, ToolMissing, free_port, wait_until
 from dev.spark import ensure_spark
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["CreatedPod", "KubernetesCluster", "RequestFailed"]
 
@@ -94,7 +91,7 @@ class CreatedPod:
     """Who created it."""
 
 
-class KubernetesCluster:
+class KubernetesCluster(Startable):
     """
     One API server, its etcd and one node on loopback, each a process of its own. A context manager.
 
@@ -141,17 +138,6 @@ class KubernetesCluster:
         scheduler = [self._scheduler(binaries)] if full else []
         self.node = self._kubelet(binaries, labels or {}) if full else self._node(labels or {})
         self._servers = [self.etcd, self.api_server, *([*scheduler, self.node] if node else [])]
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start everything; return when pods can be created and the node is ready to run them."""

@@ -13,6 +13,7 @@ as long as the interpreter. Linux only.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import concurrent.futures
 import fcntl
@@ -26,9 +27,21 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
-__all__ = ["Server", "ServerDied", "ToolMissing", "free_port", "free_ports", "wait_until", "wait_until_async"]
+from typing_extensions import Self
+
+__all__ = [
+    "Server",
+    "ServerDied",
+    "Startable",
+    "ToolMissing",
+    "free_port",
+    "free_ports",
+    "wait_until",
+    "wait_until_async",
+]
 
 T = TypeVar("T")
 
@@ -191,6 +204,31 @@ class Server:
     def _wait(self, deadline: float) -> None:
         if self._process is not None:
             self._process.wait(deadline)
+
+
+class Startable(abc.ABC):
+    """What has servers: a context manager that starts them, and stops all of them, also when the start fails."""
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Start everything; return when it can be used."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Stop everything, also what is only half started."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 def _living(session: int) -> list[int]:

@@ -33,12 +33,11 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dev.processes import Server, ToolMissing, free_port, wait_until
+from dev.processes import Server, Startable, ToolMissing, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from typing_extensions import Self
 
 __all__ = [
     "SPARK_VERSION",
@@ -224,7 +223,7 @@ class Worker:
     """It holds a directory for each driver that the worker ever launched."""
 
 
-class StandaloneCluster:
+class StandaloneCluster(Startable):
     """
     Masters and workers of Spark standalone on loopback, each a process of its own. A context manager.
 
@@ -304,17 +303,6 @@ class StandaloneCluster:
                 **{name.replace("_", "-"): value for name, value in extra.items()},
             },
         }
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start everything; return when a master leads and all workers have registered."""

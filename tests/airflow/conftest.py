@@ -173,7 +173,11 @@ def stage(
         }
         env = {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
         if kubernetes is not None:
-            connections["kubernetes"] = kubernetes.connection()
+            connections["kubernetes"] = kubernetes.connection(
+                dashboard_url="https://dashboard.invalid/{namespace}/{pod}",
+                log_url="https://logs.invalid/{uid}",
+                history_url="https://history.invalid/{app_id}",
+            )
             env["KUBERNETES_CONF"] = json.dumps(kubernetes.conf())
         with Airflow(
             dags,

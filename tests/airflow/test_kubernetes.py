@@ -62,6 +62,13 @@ class PodRun:
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.life.logs()}") from None
 
+    def wait_until_followed(self) -> CreatedPod:
+        """Wait until the run's pod runs and its trigger follows it."""
+        self.life.wait("deferred")
+        pod = self.wait_for_pod("Running")
+        self.life.wait_until_followed()
+        return pod
+
 
 @pytest.fixture
 def run_pod(stage: Stage, run: Callable[..., Run]) -> RunPod:
@@ -181,13 +188,17 @@ def test_spark_runs_with_an_executor(run_pod: RunPod) -> None:
     assert "total=4950" in job.cluster.log(pod.name)
 
 
-def test_deferred_and_let_go_of_at_the_end(run_pod: RunPod) -> None:
+def test_deferred_and_let_go_of_at_the_end(stage: Stage, run_pod: RunPod) -> None:
     """Held until its end is recorded, and deleted then, as it was asked for."""
     job = run_pod("pod_held", seconds="8")
     job.life.wait("deferred")
     pod = job.wait_for_pod("Running")
     assert job.cluster.pod(pod.name)["metadata"]["finalizers"] == ["durable-spark/end-not-recorded"]
     assert job.life.store()["spark_job_id"] == job.life.xcoms()["spark_job_id"] == f"spark:{pod.name}"
+    links = stage.airflow.links(*job.life.key)
+    assert links["Job"] == f"https://dashboard.invalid/spark/{pod.name}"
+    assert links["Driver log"] == f"https://logs.invalid/{pod.uid}"
+    assert links["Spark history"] == f"https://history.invalid/spark-{pod.name.rpartition('-')[2]}"
     job.wait_for_pod("Succeeded", None)
     ended = job.life.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 1)
@@ -198,9 +209,7 @@ def test_deferred_and_let_go_of_at_the_end(run_pod: RunPod) -> None:
 def test_held_pod_that_is_deleted_tells_its_end(stage: Stage, run_pod: RunPod) -> None:
     """It succeeds, and is deleted, while no triggerer is there to see it."""
     job = run_pod("pod_held", seconds="6")
-    job.life.wait("deferred")
-    pod = job.wait_for_pod("Running")
-    job.life.wait_until_followed()
+    pod = job.wait_until_followed()
     stage.airflow.kill_triggerer()
     job.wait_for_pod("Succeeded")
     job.cluster.delete_pod(pod.name)
@@ -213,9 +222,7 @@ def test_held_pod_that_is_deleted_tells_its_end(stage: Stage, run_pod: RunPod) -
 def test_pod_that_vanished_is_no_success(stage: Stage, run_pod: RunPod) -> None:
     """Upstream's operator takes the 404 for a success. Here the job is lost, and is not submitted again unasked."""
     job = run_pod("pod", seconds="600")
-    job.life.wait("deferred")
-    pod = job.wait_for_pod("Running")
-    job.life.wait_until_followed()
+    pod = job.wait_until_followed()
     stage.airflow.kill_triggerer()
     job.cluster.delete_pod(pod.name, 0)
     stage.airflow.start_triggerer()
@@ -227,9 +234,7 @@ def test_pod_that_vanished_is_no_success(stage: Stage, run_pod: RunPod) -> None:
 
 def test_pod_that_is_deleted_is_killed(run_pod: RunPod) -> None:
     job = run_pod("pod_single", seconds="600")
-    job.life.wait("deferred")
-    pod = job.wait_for_pod("Running")
-    job.life.wait_until_followed()
+    pod = job.wait_until_followed()
     job.cluster.delete_pod(pod.name)
     assert job.life.wait(*ENDED).state == "failed"
     assert "the pod was deleted while it ran" in job.life.logs()
@@ -255,18 +260,14 @@ def test_pod_that_never_starts_is_reported_and_fails_in_time(run_pod: RunPod) ->
 @pytest.mark.parametrize("dag", ["pod", "pod_held"])
 def test_marked_by_a_person_the_pod_is_deleted(stage: Stage, run_pod: RunPod, dag: str) -> None:
     job = run_pod(dag, seconds="600")
-    job.life.wait("deferred")
-    job.wait_for_pod("Running")
-    job.life.wait_until_followed()
+    job.wait_until_followed()
     stage.airflow.set_state(*job.life.key, "failed")
     job.wait_for_pod(None)
 
 
 def test_the_api_server_dies_and_the_pod_is_followed_on(run_pod: RunPod) -> None:
     job = run_pod("pod", seconds="15")
-    job.life.wait("deferred")
-    pod = job.wait_for_pod("Running")
-    job.life.wait_until_followed()
+    pod = job.wait_until_followed()
     job.cluster.restart_api_server()
     ended = job.life.wait(*ENDED, deadline=120)
     assert (ended.state, ended.try_number) == ("success", 1)

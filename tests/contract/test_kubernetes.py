@@ -46,8 +46,10 @@ class TestKubernetesHook(JobHookContract):
     async def test_a_spark_application_is_a_job(
         self, hook: KubernetesHook, submit: Submit, kubernetes_cluster: KubernetesCluster
     ) -> None:
-        """A driver that has the executor that it asks for."""
-        _, ref = await submit(spark_job(0, conf=kubernetes_cluster.conf()))
+        """A driver that has the executor that it asks for, which reaches it at its pod's address."""
+        conf = kubernetes_cluster.conf()
+        del conf["spark.kubernetes.executor.useDriverPodIP"]  # spark-submit's drivers need it where there is no DNS
+        _, ref = await submit(spark_job(0, conf=conf))
         await self._until(hook, ref, JobState.SUCCEEDED)
         assert any("total=4950" in line for line in await hook.log_tail(ref, 500))
 

@@ -61,15 +61,21 @@ async def test_an_answer_that_never_comes(stack: AsyncExitStack, client: HttpCli
         await client.request("GET", url, limit=100, timeout=0.2)
 
 
-async def test_an_answer_that_never_ends(stack: AsyncExitStack, client: HttpClient) -> None:
-    async def drip(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
+def drip(status: int) -> Any:
+    """Return a handler whose answer never ends."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
         await response.prepare(request)
         while True:
             await response.write(b" ")
             await asyncio.sleep(0.01)
 
-    url = await serve(stack, drip)
+    return handler
+
+
+async def test_an_answer_that_never_ends(stack: AsyncExitStack, client: HttpClient) -> None:
+    url = await serve(stack, drip(200))
     with pytest.raises(AnswerTimeout):
         await client.request("GET", url, limit=100_000, timeout=0.3)
 
@@ -215,15 +221,7 @@ class TestStream:
         self, stack: AsyncExitStack, client: HttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_http, "TOTAL_TIMEOUT", 0.2)
-
-        async def drip(request: web.Request) -> web.StreamResponse:
-            response = web.StreamResponse(status=500)
-            await response.prepare(request)
-            while True:
-                await response.write(b" ")
-                await asyncio.sleep(0.01)
-
-        url = await serve(stack, drip)
+        url = await serve(stack, drip(500))
         with pytest.raises(AnswerTimeout):
             await asyncio.wait_for(lines(client, url), 5)
 
