@@ -267,9 +267,11 @@ class _Pod:
             try:
                 return await self._specification(problem)
             except NotYet as error:
-                if problem is None or (error.reason, error.about) != (problem.reason, problem.about):
+                new = problem is None or (error.reason, error.about) != (problem.reason, problem.about)
+                if new:
                     waiting = {"reason": error.reason, **({"message": error.message} if error.message else {})}
                     await self._report("Pending", {"waiting": waiting})
+                if new or error.event == "FailedMount":  # which is told at each try
                     self._event(error.event, error.about, warning=True)
                 problem = error
             await asyncio.sleep(delay)
@@ -414,6 +416,7 @@ class _Node:
         self._labels = {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux", **json.loads(options.labels)}
         self._pods: dict[str, _Pod] = {}
         self._events: asyncio.Queue[Object] = asyncio.Queue()
+        self._told: dict[tuple[str, str, str], Object] = {}
         # The port is nobody else's on this machine, so these are not, either: 127.78.0.1 to 127.117.255.254.
         network = f"127.{self._port >> 8}.{self._port & 255}"
         self._addresses = [f"{network}.{last}" for last in range(1, 255)]
@@ -501,10 +504,17 @@ class _Node:
             pod.forget()
 
     def emit(self, about: Object, reason: str, message: str, kind: str, component: str) -> None:
-        """Tell of something that happened to a pod."""
-        self._events.put_nowait(
+        """Tell of something that happened to a pod. What happens again is counted."""
+        key = (about["uid"], reason, message)
+        if key in self._told:
+            told = self._told[key]
+            told |= {"count": told["count"] + 1, "lastTimestamp": _now()}
+            return self._events.put_nowait(dict(told))
+        name = f"{about['name']}.{secrets.token_hex(8)}"
+        self._told[key] = {"metadata": {"name": name, "namespace": about["namespace"]}, "count": 1}
+        return self._events.put_nowait(
             {
-                "metadata": {"name": f"{about['name']}.{secrets.token_hex(8)}", "namespace": about["namespace"]},
+                "metadata": self._told[key]["metadata"],
                 "involvedObject": about,
                 "reason": reason,
                 "message": message,
@@ -520,8 +530,12 @@ class _Node:
     async def _send_events(self) -> None:
         while True:
             event = await self._events.get()
+            path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
             with contextlib.suppress(Refused):  # the namespace may be gone
-                await self.api.request("POST", f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+                if event["count"] == 1:
+                    await self.api.request("POST", path, event)
+                else:
+                    await self.api.request("PATCH", f"{path}/{event['metadata']['name']}", event, kind=_MERGE)
 
     async def _serve_logs(self, context: ssl.SSLContext) -> None:
         application = web.Application()

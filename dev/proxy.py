@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from typing_extensions import Self
 from yarl import URL
 
@@ -98,10 +99,12 @@ class Proxy:
     A proxy on loopback. A context manager.
 
     :param target: base URL of the far side, without a slash at the end.
+    :param tls: for a far side whose certificate the machine does not trust.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, tls: ssl.SSLContext | None = None) -> None:
         self.target = target
+        self._tls = tls
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.requests: list[Request] = []
@@ -155,7 +158,12 @@ class Proxy:
         return sum(request.method == method and re.search(path, request.path) is not None for request in self.requests)
 
     async def _start(self) -> None:
-        self._session = ClientSession(timeout=_TIMEOUT, auto_decompress=False, cookie_jar=DummyCookieJar())
+        self._session = ClientSession(
+            connector=TCPConnector(ssl=self._tls if self._tls is not None else True),
+            timeout=_TIMEOUT,
+            auto_decompress=False,
+            cookie_jar=DummyCookieJar(),
+        )
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 
 from durable_spark.hooks._http import Answer, HttpClient, Stream
 from durable_spark.hooks._kubernetes_access import Access, Settings, load_access, read_settings
-from durable_spark.hooks._kubernetes_status import TOKEN, Pod, place_of, read_pod
+from durable_spark.hooks._kubernetes_status import TOKEN, Pod, place_of, read_pod, time_of
 from durable_spark.jobs import (
     AuthenticationFailed,
     BadConfiguration,
@@ -30,7 +30,7 @@ from durable_spark.jobs import (
     RequestRefused,
 )
 
-__all__ = ["Api", "Gone", "Right", "is_status", "said"]
+__all__ = ["Api", "Event", "Gone", "Right", "is_status", "said"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ PAGE_LIMIT = 128 << 20
 PAGE = 250
 """Pods that are asked for at once. 10 kB each: 2.5 MB."""
 MERGE_PATCH = "application/merge-patch+json"
+METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 class Gone(ClusterUnreachable):
@@ -55,6 +56,25 @@ class Right(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource}{'/' + self.subresource if self.subresource else ''}"
+
+
+class Event(NamedTuple):
+    """
+    What happened to a pod.
+
+    :param uid: of the pod.
+    :param made: when it was first told of, by the API server's clock, in seconds since the epoch.
+    :param last: when it last happened, by the clock of whoever tells of it.
+    """
+
+    reason: str
+    message: str
+    uid: str
+    made: float | None
+    last: float | None
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"[:600]
 
 
 class Api:
@@ -102,10 +122,14 @@ class Api:
 
     async def pod(self, namespace: str, name: str) -> Pod | None:
         """Return a pod, ``None`` when the API server says that there is none."""
+        return (await self.look(namespace, name))[0]
+
+    async def look(self, namespace: str, name: str) -> tuple[Pod | None, float | None]:
+        """Return what :meth:`pod` returns, and the API server's clock, in seconds since the epoch."""
         answer = await self.request("GET", _path("pods", namespace, name))
         if await _not_found(answer, name):
-            return None
-        return await self.read(await _expect(answer), namespace, name)
+            return None, answer.date
+        return await self.read(await _expect(answer), namespace, name), answer.date
 
     async def pods(self, namespace: str, *, selector: str, keep: Callable[[Pod], T]) -> tuple[list[T], str]:
         """
@@ -140,13 +164,6 @@ class Api:
             raise InvalidAnswer(f"{answer.url} shows another pod: {pod.status.job}")
         return pod
 
-    async def reach(self, namespace: str, name: str) -> float | None:
-        """Ask for a pod, to see whether that is answered. Return the API server's clock, in seconds since the epoch."""
-        answer = await self.request("GET", _path("pods", namespace, name))
-        if not await _not_found(answer, name):
-            await _expect(answer)
-        return answer.date
-
     async def delete_pod(self, pod: Pod) -> bool:
         """
         Have a pod deleted with its own grace period, if it is still as it was read.
@@ -167,17 +184,31 @@ class Api:
         answer = await self.request("GET", f"{_path('pods', namespace, name)}/log", query=query, limit=limit + 1024)
         return (await _expect(answer)).text
 
-    async def events(self, namespace: str, name: str, *, warnings: bool = False) -> tuple[Sequence[str], float | None]:
+    async def events(
+        self, namespace: str, name: str, *, warnings: bool = False
+    ) -> tuple[Sequence[Event], float | None]:
         """
-        Return what the events of pods of that name say, the latest last; and the API server's clock.
+        Return the events of pods of that name, the latest last; and the API server's clock.
 
         :param warnings: only what went wrong.
         :raises RequestRefused: the credentials may not list events.
         """
         selector = f"involvedObject.kind=Pod,involvedObject.name={name}" + (",type=Warning" if warnings else "")
-        query = {"fieldSelector": selector, "limit": "50"}
+        query = {"fieldSelector": selector, "limit": str(PAGE)}
         answer = await _expect(await self.request("GET", _path("events", namespace), query=query))
-        return await answer.parse(_event_texts), answer.date
+        return await answer.parse(_events), answer.date
+
+    async def has_config_map(self, namespace: str, name: str) -> bool:
+        """
+        Return whether there is a config map. What is in it is not read.
+
+        :raises RequestRefused: the credentials may not get config maps.
+        """
+        answer = await self.request("GET", _path("configmaps", namespace, name), accept=METADATA_ALONE)
+        if await _not_found(answer, name):
+            return False
+        await _expect(answer)
+        return True
 
     # --- any object of a namespace
 
@@ -293,6 +324,7 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         limit: int = OBJECT_LIMIT,
         timeout: float | None = None,
     ) -> Answer:
@@ -310,7 +342,7 @@ class Api:
                 method,
                 f"{access.server}{tail}",
                 body=body,
-                headers=_headers(access) | {"Content-Type": content_type},
+                headers=_headers(access) | {"Content-Type": content_type, "Accept": accept},
                 limit=limit,
                 timeout=timeout,
             )
@@ -403,8 +435,15 @@ def _page(value: Mapping[str, Any]) -> tuple[Sequence[Any], str, str]:
     return pods if isinstance(pods, list) else [], version, token if isinstance(token, str) else ""
 
 
-def _event_texts(value: Mapping[str, Any]) -> Sequence[str]:
+def _events(value: Mapping[str, Any]) -> Sequence[Event]:
     items = value.get("items")
-    events = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
-    events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-    return [f"{event.get('reason')}: {event.get('message')}"[:600] for event in events]
+    events = [_event(item) for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    return sorted(events, key=lambda event: event.last or 0.0)
+
+
+def _event(value: Mapping[str, Any]) -> Event:
+    metadata, about = value.get("metadata"), value.get("involvedObject")
+    made = metadata.get("creationTimestamp") if isinstance(metadata, Mapping) else None
+    uid = about.get("uid") if isinstance(about, Mapping) else None
+    last = time_of(value.get("lastTimestamp")) or time_of(value.get("eventTime"))
+    return Event(str(value.get("reason")), str(value.get("message")), str(uid or ""), time_of(made), last)

@@ -24,7 +24,7 @@ from durable_spark.hooks._kubernetes_conf import (
     port,
     prefixed,
 )
-from durable_spark.hooks._kubernetes_status import APP_ID, DEPLOYMENT, OWNER, TOKEN
+from durable_spark.hooks._kubernetes_status import APP_ID, APP_NAME, DEPLOYMENT, OWNER, TASK, TOKEN
 from durable_spark.hooks._spark_arguments import (
     check_main_class,
     check_memory,
@@ -51,6 +51,7 @@ __all__ = [
     "is_namespace",
     "is_pod_name",
     "namespace_of",
+    "our_labels",
     "pod_name",
     "refuse_our_names",
     "template_path",
@@ -106,9 +107,7 @@ _REFUSED_PREFIXES = {
     "spark.kubernetes.driver.service.label.": _NO_SERVICE,
 }
 
-TASK = "durable-spark/task"
-"""Annotation for people: ``dag.task``."""
-SPARK_LABELS = ("spark-app-name", APP_ID, "spark-role", "spark-version")
+SPARK_LABELS = (APP_NAME, APP_ID, "spark-role", "spark-version")
 """Labels that Spark gives its driver pods."""
 
 ARGUMENT_LIMIT = 128 << 10
@@ -117,6 +116,7 @@ _HEAP = re.compile(r"[0-9]+[kmgtKMGT]\Z")
 """Sizes that a JVM understands (``-Xmx``), as which Spark's launcher hands it the driver's memory."""
 _NAME_LIMIT = 63
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
+_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 
 
@@ -156,8 +156,8 @@ def pod_name(submission: Submission) -> str:
 
 
 def is_pod_name(text: str) -> bool:
-    """Return whether a text may be the name of one of our pods (RFC 1123)."""
-    return _LABEL.match(text) is not None
+    """Return whether a text may be the name of a pod: a subdomain (RFC 1123), whose parts Kubernetes does not limit."""
+    return _SUBDOMAIN.match(text) is not None
 
 
 def is_namespace(text: str) -> bool:
@@ -175,6 +175,13 @@ def deployment_label(deployment: str) -> str:
     if is_label_value(deployment):
         return deployment
     return hashlib.sha256(deployment.encode()).hexdigest()[:32]
+
+
+def our_labels(submission: Submission) -> dict[str, str]:
+    """Return the labels by which a submission's pod is found again."""
+    deployment = deployment_label(submission.deployment) if submission.deployment else ""
+    labels = {TOKEN: submission.token, OWNER: submission.owner, DEPLOYMENT: deployment}
+    return {key: value for key, value in labels.items() if value}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,15 +275,10 @@ class Plan:
                 raise BadArguments(f"{prefix}{key} cannot be used: the label is Spark's own")
         sparks = {
             APP_ID: self.app_id,
-            "spark-app-name": app_name_label(self.conf["spark.app.name"]),
+            APP_NAME: app_name_label(self.conf["spark.app.name"]),
             "spark-role": "driver",
         }
-        ours = {
-            TOKEN: self.submission.token,
-            OWNER: self.submission.owner,
-            DEPLOYMENT: deployment_label(self.submission.deployment) if self.submission.deployment else "",
-        }
-        return labels | sparks | {key: value for key, value in ours.items() if value}
+        return labels | sparks | our_labels(self.submission)
 
     def annotations(self) -> dict[str, str]:
         """Return the user's annotations, and one for people."""

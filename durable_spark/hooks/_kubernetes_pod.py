@@ -31,7 +31,6 @@ from durable_spark.hooks._kubernetes_conf import (
 from durable_spark.hooks._kubernetes_overlay import AT_END, Options, lay_over, pod_as_dict
 from durable_spark.hooks._kubernetes_plan import (
     ARGUMENT_LIMIT,
-    TASK,
     Plan,
     deployment_label,
     is_label_value,
@@ -42,7 +41,7 @@ from durable_spark.hooks._kubernetes_plan import (
     refuse_our_names,
     template_path,
 )
-from durable_spark.hooks._kubernetes_status import APP_ID, DEPLOYMENT, FINALIZER, OWNER, TOKEN
+from durable_spark.hooks._kubernetes_status import APP_ID, DEPLOYMENT, FINALIZER, OWNER, TASK, TOKEN
 from durable_spark.hooks._spark_arguments import given, string, string_map, write_properties
 from durable_spark.jobs import BadArguments
 

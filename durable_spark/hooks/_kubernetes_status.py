@@ -21,13 +21,28 @@ from durable_spark.jobs import InvalidAnswer, JobRef, JobState, JobStatus
 if TYPE_CHECKING:
     from durable_spark.hooks._kubernetes_links import LinkTemplates
 
-__all__ = ["APP_ID", "DEPLOYMENT", "FINALIZER", "OWNER", "TOKEN", "Pod", "place_of", "read_pod"]
+__all__ = [
+    "APP_ID",
+    "APP_NAME",
+    "DEPLOYMENT",
+    "FINALIZER",
+    "OWNER",
+    "TASK",
+    "TOKEN",
+    "Pod",
+    "place_of",
+    "read_pod",
+    "time_of",
+]
 
 TOKEN = "durable-spark/token"  # noqa: S105 - it names a submission, and opens nothing
 OWNER = "durable-spark/owner"
 DEPLOYMENT = "durable-spark/deployment"
+TASK = "durable-spark/task"
+"""Annotation for people: ``dag.task``."""
 FINALIZER = "durable-spark/end-not-recorded"
 APP_ID = "spark-app-selector"
+APP_NAME = "spark-app-name"
 
 _STATES = {
     "Pending": JobState.PENDING,
@@ -55,6 +70,13 @@ _HELD_UP = {
     "PodInitializing": "PodInitializing",
 }
 """Why a container of a pod that has a node is not started yet (kubelet: pkg/kubelet/images, kuberuntime)."""
+_MADE_LATER = {
+    "spark-conf-volume-driver": "-conf-map",
+    "hadoop-properties": "-hadoop-config",
+    "krb5-file": "-krb5-file",
+    "pod-template-volume": "-driver-podspec-conf-map",
+}
+"""Volumes of drivers, and how the config maps in them are called if they are spark-submit's own (4.3.0's Constants)."""
 _UID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9.]{0,63}\Z")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}\Z")
@@ -73,6 +95,10 @@ class Pod:
     :param has_secret: whether it mounts the Secret of its own name.
     :param at_end: what its annotation says of its end, ``"delete"`` or ``""``.
     :param container: the name of the driver's container, or ``""``.
+    :param task: what its annotation says of whose it is, or ``""``.
+    :param created: by the API server's clock, in seconds since the epoch.
+    :param started: whether a container of it may ever have been started. Before that, all its volumes were mounted.
+    :param made_later: the config maps that it mounts and that spark-submit makes after it.
     """
 
     status: JobStatus
@@ -83,6 +109,10 @@ class Pod:
     has_secret: bool
     at_end: str
     container: str
+    task: str
+    created: float | None
+    started: bool
+    made_later: Sequence[str]
 
     @property
     def held(self) -> bool:
@@ -133,6 +163,10 @@ def read_pod(value: Any, *, namespace: str, deleted: bool = False, links: LinkTe
         has_secret=any(_part(volume, "secret").get("secretName") == name for volume in _items(spec, "volumes")),
         at_end="delete" if annotations.get("durable-spark/at-end") == "delete" else "",
         container=_driver_container(spec),
+        task=_text(annotations.get(TASK))[:200],
+        created=time_of(metadata.get("creationTimestamp")),
+        started=status.get("phase") != "Pending" or any(map(_has_begun, _containers(status))),
+        made_later=list(_made_later(spec)),
     )
 
 
@@ -175,16 +209,16 @@ def _job_status(
 
 def _held_up(status: Mapping[str, Any], message: str) -> tuple[str, str, float | None]:
     """Return why a pending pod is not started, the explanation, and since when that is so."""
-    since = _time(status.get("startTime"))
+    since = time_of(status.get("startTime"))
     for condition in _items(status, "conditions"):
         if condition.get("type") != "PodScheduled":
             continue
         reason = condition.get("reason")
         if condition.get("status") == "False" and reason == "Unschedulable":
-            return "Unschedulable", _text(condition.get("message")), _time(condition.get("lastTransitionTime"))
+            return "Unschedulable", _text(condition.get("message")), time_of(condition.get("lastTransitionTime"))
         if condition.get("status") == "False":  # SchedulingGated: it waits its turn
             return _word(reason), _text(condition.get("message")), None
-        since = since or _time(condition.get("lastTransitionTime"))
+        since = since or time_of(condition.get("lastTransitionTime"))
     for container in _containers(status):
         waiting = _part(_part(container, "state"), "waiting")
         reason = _HELD_UP.get(str(waiting.get("reason")))
@@ -225,12 +259,14 @@ def _deleted_before_its_end(metadata: Mapping[str, Any], status: Mapping[str, An
     grace period of 0, which moves the timestamp to that moment (seen while a finalizer holds the pod): then
     an exit by signal a few seconds before counts, too.
     """
-    deadline = _time(metadata.get("deletionTimestamp"))
+    deadline = time_of(metadata.get("deletionTimestamp"))
     if deadline is None:
         return False
     grace = metadata.get("deletionGracePeriodSeconds")
     requested = deadline - (grace if isinstance(grace, int) else 0)
-    ends = [(end, terminated) for _, terminated in _terminated(status) if (end := _time(terminated.get("finishedAt")))]
+    ends = [
+        (end, terminated) for _, terminated in _terminated(status) if (end := time_of(terminated.get("finishedAt")))
+    ]
     if not ends:
         return True
     end, terminated = max(ends, key=lambda pair: pair[0])
@@ -248,6 +284,18 @@ def _terminated(status: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield from _items(status, "initContainerStatuses")
     yield from _items(status, "containerStatuses")
+
+
+def _has_begun(container: Mapping[str, Any]) -> bool:
+    states = (_part(container, name) for name in ("state", "lastState"))
+    return container.get("started") is True or any("running" in state or "terminated" in state for state in states)
+
+
+def _made_later(spec: Mapping[str, Any]) -> Iterator[str]:
+    for volume in _items(spec, "volumes"):
+        ending, name = _MADE_LATER.get(str(volume.get("name"))), _part(volume, "configMap").get("name")
+        if ending and _matches(_NAME, name) and str(name).endswith(ending):
+            yield str(name)
 
 
 def _driver_container(spec: Mapping[str, Any]) -> str:
@@ -285,7 +333,7 @@ def _text(value: object) -> str:
     return value.strip()[:_MESSAGE_LIMIT] if isinstance(value, str) else ""
 
 
-def _time(value: object) -> float | None:
+def time_of(value: object) -> float | None:
     """Return seconds since the epoch for RFC 3339 as the API server writes it."""
     if not isinstance(value, str):
         return None

@@ -31,7 +31,7 @@ from durable_spark.jobs import BadArguments
 if TYPE_CHECKING:
     from durable_spark.jobs import SparkJob, Submission
 
-__all__ = ["DEPLOYMENT", "OWNER", "TOKEN", "build_request", "parse_properties"]
+__all__ = ["DEPLOYMENT", "OWNER", "TOKEN", "build_request", "labels", "parse_properties", "refuse_labels"]
 
 TOKEN = "spark.airflow.submission"  # noqa: S105 - the name says "submission" because Spark redacts *token*
 OWNER = "spark.airflow.owner"
@@ -85,7 +85,7 @@ def build_request(
     application = _uri("application", job.application)
     python = urlsplit(application).path.endswith(".py")
     check_main_class(job, language="Python" if python else None)
-    properties = _properties(job, defaults) | _labels(submission) | {"spark.master": master}
+    properties = _properties(job, defaults) | labels(submission) | {"spark.master": master}
     arguments = strings("application_args", job.application_args)
     if python:
         arguments = _python_arguments(properties, master=master, application=application) + arguments
@@ -103,9 +103,7 @@ def build_request(
 
 
 def _properties(job: SparkJob, defaults: Mapping[str, str]) -> dict[str, str]:
-    for key in (TOKEN, OWNER, DEPLOYMENT):
-        if key in string_map("conf", job.conf):
-            raise BadArguments(f"conf must not set {key}: it is how this package finds its jobs again")
+    refuse_labels(string_map("conf", job.conf))
     properties = merge_properties(job, defaults, {"total_executor_cores": "spark.cores.max"})
     for name, key in _FILES_OF.items():
         if (value := given(job, name)) is not None:
@@ -115,9 +113,17 @@ def _properties(job: SparkJob, defaults: Mapping[str, str]) -> dict[str, str]:
     return properties
 
 
-def _labels(submission: Submission) -> dict[str, str]:
-    labels = {TOKEN: submission.token, OWNER: submission.owner, DEPLOYMENT: submission.deployment}
-    return {key: value for key, value in labels.items() if value}
+def refuse_labels(conf: Mapping[str, str]) -> None:
+    """Check that none of the user's properties is one of ours."""
+    for key in (TOKEN, OWNER, DEPLOYMENT):
+        if key in conf:
+            raise BadArguments(f"conf must not set {key}: it is how this package finds its jobs again")
+
+
+def labels(submission: Submission) -> dict[str, str]:
+    """Return the properties by which a submission's driver is found again: they show in its launch command."""
+    values = {TOKEN: submission.token, OWNER: submission.owner, DEPLOYMENT: submission.deployment}
+    return {key: value for key, value in values.items() if value}
 
 
 def _python_arguments(properties: dict[str, str], *, master: str, application: str) -> list[str]:

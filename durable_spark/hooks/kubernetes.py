@@ -27,6 +27,20 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from durable_spark.hooks._http import Answer, ConnectFailed, for_each
 from durable_spark.hooks._kubernetes_api import Api, Right, is_status, said
+from durable_spark.hooks._kubernetes_cli import (
+    BEFORE,
+    BY_CLI,
+    GONE_WITHIN,
+    WAIT,
+    delete_half,
+    deployed_job,
+    is_by_cli,
+    is_whole,
+    make_room,
+    marked_conf,
+    place_in,
+    traces_of,
+)
 from durable_spark.hooks._kubernetes_pod import (
     DEPLOYMENT,
     FINALIZER,
@@ -44,7 +58,7 @@ from durable_spark.hooks._kubernetes_pod import (
 from durable_spark.hooks._kubernetes_status import place_of
 from durable_spark.hooks._kubernetes_watch import Watches
 from durable_spark.hooks._worker_files import read_pod_template, read_properties_file
-from durable_spark.hooks.job import Followed, JobHook
+from durable_spark.hooks.cli import CliSubmission, SparkCliHook
 from durable_spark.jobs import (
     Absent,
     BadConfiguration,
@@ -66,6 +80,7 @@ from durable_spark.jobs import (
 
 if TYPE_CHECKING:
     from durable_spark.hooks._kubernetes_status import Pod
+    from durable_spark.hooks.job import Followed
 
 __all__ = ["KubernetesHook"]
 
@@ -82,6 +97,8 @@ CREATING = "Pending: ContainerCreating"
 EXPLAIN_AFTER = 15.0
 """Seconds that a container may take to be created before the pod's events are asked why."""
 EXPLAIN_EVERY = 60.0
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a pod that may be half-made."""
 
 NEEDED = (
     Right("create", "pods"),
@@ -96,13 +113,14 @@ USEFUL = {
     "holding pods": [Right("patch", "pods")],
     "secret settings": [Right(verb, "secrets") for verb in ("create", "get", "patch", "delete")],
     "telling a deleted pod from one that never was": [Right("list", "events")],
+    "telling pods that spark-submit left half-made": [Right("get", "configmaps")],
 }
 
 _OURS = re.compile(r"-[0-9a-f]{32}\Z")
 """How the names of pods end that hold a token."""
 
 
-class KubernetesHook(JobHook):
+class KubernetesHook(SparkCliHook):
     """
     A namespace of a Kubernetes cluster in which Spark drivers run.
 
@@ -114,6 +132,10 @@ class KubernetesHook(JobHook):
 
     bookmark_seconds: float = 90.0
     """Seconds without a word on a watch after which the API server is taken for hung; bookmarks come every minute."""
+    half_submitted_after: float = 10.0
+    """Age in seconds from which a pod of ``spark-submit`` without its config map is not believed to get it any more."""
+    untold_patience: float = 45.0
+    """Age in seconds up to which :meth:`find` waits for a sign whether such a pod is whole, if it may not ask."""
 
     def __init__(self, conn_id: str) -> None:
         super().__init__(conn_id)
@@ -142,7 +164,7 @@ class KubernetesHook(JobHook):
         """Check the job and reach the API server. The pod's name is known from here on."""
         driver = await self._driver(job, submission)
         namespace, name = _place(driver)
-        cluster_time = await self._api.reach(namespace, name)
+        _, cluster_time = await self._api.look(namespace, name)
         self._prepared = {submission.token: driver}
         return dataclasses.replace(submission, job=JobRef(f"{namespace}:{name}"), cluster_time=cluster_time)
 
@@ -261,6 +283,51 @@ class KubernetesHook(JobHook):
         except DurableJobError as error:
             self.log.warning("The Secret %s in %s could not be deleted: %s", name, namespace, error)
 
+    # --- submit by spark-submit
+
+    async def prepare_cli(self, conf: Mapping[str, str], submission: Submission) -> CliSubmission:
+        """
+        Choose the pod's name, see that it is free and that pods can be read, and set labels by which it is found.
+
+        Where the user gives the name (``spark.kubernetes.driver.pod.name``), an ended pod of the same task that has it
+        is deleted. The properties of ``spark-submit`` for its own access (``spark.kubernetes.authenticate.*``,
+        ``spark.kubernetes.context``) are its own: the job is followed with what the connection has.
+        """
+        access = await self._api.access()
+        place = place_in(conf, submission, namespace=access.namespace)
+        marked = marked_conf(conf, submission, place)
+        if conf.get(WAIT, "").strip().lower() == "true":
+            self.log.info("%s is set to false: the task waits for the end, not spark-submit", WAIT)
+        try:
+            pod, cluster_time = await self._api.look(*place)
+        except RequestRefused as error:
+            raise BadConfiguration(
+                f"the job could not be followed: the credentials of connection {self.conn_id!r} do not let pods be "
+                f"read in namespace {place.namespace!r} ({error}). Grant them the rights on the documentation's page "
+                "on Kubernetes, or give others: a token as the password, or one of the extras 'kubeconfig', "
+                "'token-file' and 'in-cluster'. What spark-submit uses for itself is not used here"
+            ) from error
+        evidence = dict(BY_CLI)
+        if pod is not None and pod.token != submission.token:
+            evidence[BEFORE] = await make_room(self._api, pod, submission)
+        job = JobRef(f"{place.namespace}:{place.name}")
+        prepared = dataclasses.replace(submission, job=job, cluster_time=cluster_time, evidence=evidence)
+        return CliSubmission(submission=prepared, conf=marked)
+
+    def job_in(self, line: str, submission: Submission) -> JobRef | None:
+        """Return the job if ``spark-submit`` says that it has made all of it."""
+        return deployed_job(line, submission)
+
+    async def glimpse(self, submission: Submission) -> JobRef | None:
+        """Return the pod of the submission's name, if it is there and whole."""
+        if submission.job is None or (parsed := _parse(submission.job)) is None:
+            return None
+        pod = await self._api.pod(*parsed)
+        if pod is None or pod.token != submission.token or pod.deleting:
+            return None
+        whole = await is_whole(self._api, pod, settled_after=self.half_submitted_after)
+        return pod.status.job if whole else None
+
     # --- find
 
     async def find(self, submission: Submission) -> Found | Absent:
@@ -270,6 +337,10 @@ class KubernetesHook(JobHook):
         A pod that is not there now never was, unless the namespace's events tell of it: then somebody has deleted it.
         Events last an hour (``--event-ttl``), and reading them is a right that the connection may lack; without it,
         a pod that was deleted in the moment between two tries cannot be told from one that never was.
+
+        A pod that ``spark-submit`` left half-made (it died between pod and config map) is deleted, and seen gone:
+        the submission can be sent again. That takes the right to get config maps; without it, the kubelet's word
+        that a config map is missing, and with neither the pod is taken for whole.
         """
         if submission.job is None:
             return Absent()  # prepare() did not come that far
@@ -277,13 +348,41 @@ class KubernetesHook(JobHook):
         if parsed is None:
             raise InvalidAnswer(f"the submission names {submission.job.id[:80]!r}, which is no pod")
         namespace, name = parsed
-        pod = await self._api.pod(namespace, name)
+        look = self._whole_pod(namespace, name, submission) if is_by_cli(submission) else self._api.pod(namespace, name)
+        pod = await look
         if pod is not None:
             pod = _expect_ours(pod, submission, "found by its name")
             await self._give_secret_away(pod)
             return Found(status=pod.status)
         await self._expect_no_trace(namespace, name, submission)
         return Absent()
+
+    async def _whole_pod(self, namespace: str, name: str, submission: Submission) -> Pod | None:
+        """Return the pod that spark-submit has made, ``None`` if there is none; a half-made one is deleted first."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            pod, now = await self._api.look(namespace, name)
+            if pod is None or pod.token != submission.token:
+                return pod
+            waited = clock() - began
+            age = waited if now is None or pod.created is None else max(waited, now - pod.created)
+            whole = await is_whole(self._api, pod, settled_after=self.half_submitted_after)
+            if whole is None and age >= self.untold_patience:
+                self.log.warning(
+                    "Whether spark-submit made all of %s cannot be told: grant the right to get config maps", name
+                )
+                whole = True
+            if whole:
+                return pod
+            if waited > max(self.half_submitted_after, self.untold_patience) + GONE_WITHIN:
+                raise SubmissionUncertain(
+                    f"the pod {name} in {namespace} was left half-made by a spark-submit that died, and its deletion "
+                    "does not come to an end. The next try looks again"
+                )
+            if whole is False and age >= self.half_submitted_after and not pod.deleting:
+                await delete_half(self._api, pod)
+            await asyncio.sleep(LOOK_EVERY)
 
     async def _expect_no_trace(self, namespace: str, name: str, submission: Submission) -> None:
         what = f"the pod {name} is not in {namespace}"
@@ -292,6 +391,8 @@ class KubernetesHook(JobHook):
         except RequestRefused as error:
             self.log.warning("Whether %s was deleted or never was is not looked up: %s", name, error)
             return
+        if is_by_cli(submission):
+            events = traces_of(events, submission)
         if events:
             raise SubmissionUncertain(
                 f"{what} any more, but it was: {events[-1]}. Somebody has deleted it, and its end was not seen",
@@ -417,7 +518,7 @@ class KubernetesHook(JobHook):
             except ClusterError as error:
                 self.log.debug("The events of %s cannot be read: %s", job, error)
                 break
-            if events and (better := watches.explain(status, events[-1])) is not None:
+            if events and (better := watches.explain(status, str(events[-1]))) is not None:
                 explained[job] = dataclasses.replace(better, job=job)
         return explained
 

@@ -23,6 +23,7 @@ nothing was forgotten since the intent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -49,9 +50,9 @@ from durable_spark.hooks._standalone_pages import (
     state_of,
     tail,
 )
-from durable_spark.hooks._standalone_request import DEPLOYMENT, OWNER, TOKEN, build_request
+from durable_spark.hooks._standalone_request import DEPLOYMENT, OWNER, TOKEN, build_request, labels, refuse_labels
 from durable_spark.hooks._worker_files import read_properties_file
-from durable_spark.hooks.job import JobHook
+from durable_spark.hooks.cli import CliSubmission, SparkCliHook
 from durable_spark.jobs import (
     Absent,
     AuthenticationFailed,
@@ -77,12 +78,22 @@ COMMAND_LIMIT = 1 << 20
 """Bytes of a log that are read in search of the end of the launch command; usually it takes 3,000."""
 CONCURRENCY = 16
 """Requests under way at once when drivers are asked about one by one."""
+GLIMPSED = 4
+"""Drivers whose launch commands one glimpse reads."""
+GLIMPSE_PAUSE = 10
+"""Times as long as a glimpse took there is none afterwards: a page of thousands of drivers takes a second."""
 CLOCK_SLACK = 300.0
 """Seconds by which the clocks of two masters may differ."""
 TIME_ZONES = 15 * 3600.0
 """Seconds by which the local time in a driver's ID may differ from UTC."""
+WAIT = "spark.standalone.submit.waitAppCompletion"
 WORKER_REMEMBERS = 900
 """A worker's page that lists more drivers may have dropped some (``spark.worker.ui.retainedDrivers``, 1000)."""
+
+_SUBMITTED = re.compile(
+    r"(?:Driver successfully submitted|Submission successfully created) as (driver-[0-9]{14}-[0-9]{4,12})(?![-0-9])"
+)
+"""What ``ClientEndpoint`` and ``RestSubmissionClient`` say, by RPC and by REST, when the master has answered."""
 
 
 class _Untold(Exception):
@@ -94,7 +105,7 @@ class _Untold(Exception):
         self.queued = queued
 
 
-class StandaloneHook(JobHook):
+class StandaloneHook(SparkCliHook):
     """
     A Spark standalone cluster with one master or several.
 
@@ -114,6 +125,8 @@ class StandaloneHook(JobHook):
         self._masters = Masters(conn_id, poll_interval=self.default_poll_interval)
         self._unsent: dict[str, Mapping[str, Any]] = {}
         self._page_is_out = False
+        self._glimpsed: dict[str, Mapping[str, str]] = {}
+        self._glimpse_again = 0.0
 
     async def aclose(self) -> None:
         """Close the HTTP session."""
@@ -144,8 +157,7 @@ class StandaloneHook(JobHook):
         self._unsent[submission.token] = build_request(
             job, submission, master=settings.master_url, defaults=defaults, version=version
         )
-        evidence = {"last_completed": view.last_completed, "newest": str(view.newest), "workers": view.fleet}
-        return dataclasses.replace(submission, cluster_time=view.time, evidence=evidence)
+        return _noted(submission, view)
 
     async def submit(self, job: SparkJob, submission: Submission) -> JobRef:
         """
@@ -185,6 +197,56 @@ class StandaloneHook(JobHook):
         raise ClusterUnreachable(
             f"{error}; no driver has come of it: nothing was submitted", retry_after=error.retry_after
         ) from error
+
+    # --- submit by spark-submit
+
+    async def prepare_cli(self, conf: Mapping[str, str], submission: Submission) -> CliSubmission:
+        """
+        Reach the leader and its REST server, and note what can prove an absence later, as :meth:`prepare` does.
+
+        ``spark-submit`` hands all Spark properties to the driver, so ours show in its launch command. It hands over its
+        environment, too, ``SPARK_*`` at least (``ClientApp``): that must hold nothing meant for its own JVM.
+        """
+        refuse_labels(conf)
+        if conf.get(WAIT, "").strip().lower() == "true":
+            self.log.info("%s is set to false: the task waits for the end, not spark-submit", WAIT)
+        view = await self._masters.first_view()
+        await self._masters.reach_rest(await self._masters.master_of(view))
+        return CliSubmission(
+            submission=_noted(submission, view),
+            conf={WAIT: "false", **labels(submission)},
+            environment_stays=False,
+        )
+
+    def job_in(self, line: str, submission: Submission) -> JobRef | None:
+        """Return the driver if the master's own answer names it."""
+        match = _SUBMITTED.search(line)
+        return JobRef(match[1]) if match else None
+
+    async def glimpse(self, submission: Submission) -> JobRef | None:
+        """
+        Return the driver, if it is among the newest few and its launch command can be read now.
+
+        ``spark-submit`` says at the level INFO what the master answered, which a log4j configuration may not show. It
+        stays for five seconds more.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        if began < self._glimpse_again:
+            return None
+        view = await self._masters.leading_view()
+        found: list[JobRef] = []
+
+        async def look(driver: Driver) -> None:
+            with contextlib.suppress(_Untold):
+                self._glimpsed[driver.id] = await self._labels(driver, view)
+            if self._glimpsed.get(driver.id, {}).get(TOKEN) == submission.token:
+                found.append(JobRef(driver.id))
+
+        news = [d for d in _candidates(view, submission, complete=True) if d.worker and d.id not in self._glimpsed]
+        await for_each(look, news[:GLIMPSED], at_once=GLIMPSED)
+        self._glimpse_again = clock() + GLIMPSE_PAUSE * (clock() - began)
+        return min(found) if found else None
 
     # --- find
 
@@ -454,6 +516,11 @@ class StandaloneHook(JobHook):
         leader = await self._masters.master_of(view)
         version = await self._masters.reach_rest(leader)
         return f"Spark {version}: {leader.address} leads, {len(view.alive)} workers are alive"
+
+
+def _noted(submission: Submission, view: View) -> Submission:
+    evidence = {"last_completed": view.last_completed, "newest": str(view.newest), "workers": view.fleet}
+    return dataclasses.replace(submission, cluster_time=view.time, evidence=evidence)
 
 
 def _candidates(view: View, submission: Submission, *, complete: bool) -> Sequence[Driver]:

@@ -543,6 +543,27 @@ async def test_pods_without_our_label_are_followed_by_name(
         kubernetes_cluster.delete_pod(name_of(ref), 0)
 
 
+@pytest.mark.parametrize(
+    "name", ["reports.nightly.driver", "long-" * 20 + "driver", "a." * 80 + "driver"], ids=["dots", "long", "both"]
+)
+async def test_pod_whose_name_is_no_label(
+    name: str, kubernetes_cluster: KubernetesCluster, make_hook: MakeHook
+) -> None:
+    """As upstream's operator lets a user call it. Not to ask for it would be to call it absent."""
+    name = f"{name}.{new_submission().token[:8]}"
+    kubernetes_cluster.create_pod(
+        name, {"containers": [{"command": ["sleep", "600"]}], "terminationGracePeriodSeconds": 0}
+    )
+    hook, job = make_hook(), JobRef(f"{kubernetes_cluster.namespace}:{name}")
+    await until(hook, job, JobState.RUNNING)
+    async with following(make_hook, job) as (follower,):
+        await follower.until(JobState.RUNNING)
+        await hook.kill(job)
+        assert (await hook.poll([job]))[job].state is not JobState.RUNNING
+        await follower.until(JobState.KILLED, JobState.ABSENT)
+    assert not exists(kubernetes_cluster, job)
+
+
 # --- credentials, rights and wrong connections
 
 DRIVERS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "list", "watch", "delete"]}

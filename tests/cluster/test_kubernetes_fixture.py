@@ -173,6 +173,12 @@ def test_config_map_that_comes_late(kubernetes_cluster: KubernetesCluster, run: 
     assert phase("Pending")(until(name, waits("ContainerCreating")))
     wait_until(lambda: "FailedMount" in reasons(kubernetes_cluster, name), 30, "the event")
     assert f'configmap "{late}" not found' in reasons(kubernetes_cluster, name)["FailedMount"]
+
+    def told_again() -> bool:
+        (event,) = [each for each in kubernetes_cluster.events(name) if each["reason"] == "FailedMount"]
+        return bool(event["count"] > 1)
+
+    wait_until(told_again, 30, "the event to be counted")
     body = {"metadata": {"name": late}, "data": {"key": "at last\n"}}
     kubernetes_cluster.request("POST", "/api/v1/namespaces/spark/configmaps", body)
     until(name, phase("Succeeded"))

@@ -15,6 +15,7 @@ from durable_spark.hooks import kubernetes
 from durable_spark.hooks.kubernetes import KubernetesHook
 from tests.unit.hooks.fake import FakeCluster, QuickHook
 from tests.unit.hooks.fake_kubernetes import FakeApi
+from tests.unit.hooks.fake_yarn import FakeYarn, QuickYarnHook
 
 if TYPE_CHECKING:
     from durable_spark.hooks.job import JobHook
@@ -77,3 +78,28 @@ def connect_kubernetes(
 @pytest.fixture
 def kubernetes_hook(api: FakeApi, connect_kubernetes: Callable[[dict[str, Any]], KubernetesHook]) -> KubernetesHook:
     return connect_kubernetes(api.connection())
+
+
+@pytest.fixture
+async def yarn(stack: AsyncExitStack) -> FakeYarn:
+    return await FakeYarn().start(stack)
+
+
+@pytest.fixture
+async def yarn_pair(stack: AsyncExitStack) -> FakeYarn:
+    return await FakeYarn(managers=2).start(stack)
+
+
+@pytest.fixture
+def connect_yarn(
+    connect_to: Callable[..., QuickYarnHook], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], QuickYarnHook]:
+    """Return a YARN hook on a connection, which finds no Hadoop configuration but what a test gives it."""
+    for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return functools.partial(connect_to, QuickYarnHook)
+
+
+@pytest.fixture
+def yarn_hook(yarn: FakeYarn, connect_yarn: Callable[[dict[str, Any]], QuickYarnHook]) -> QuickYarnHook:
+    return connect_yarn(yarn.connection())

@@ -171,6 +171,10 @@ class FakeWorker:
         self.headers: list[dict[str, str]] = []
         self.url = ""
 
+    @property
+    def asked(self) -> int:
+        return len(self.headers)
+
     async def start(self, stack: AsyncExitStack) -> None:
         self.url = await serve(stack, self._answer)
 

@@ -91,7 +91,7 @@ def bookmark(version: int | str) -> bytes:
 
 class FakeApi:
     """
-    An API server with pods, Secrets and events.
+    An API server with pods, Secrets, config maps and events.
 
     Requests are named by verb and kind, as in a Role: ``list pods``, ``create secrets``, ``get pods/log``.
 
@@ -114,6 +114,7 @@ class FakeApi:
         self.bodies: list[tuple[str, Any]] = []
         self.pods: dict[tuple[str, str], dict[str, Any]] = {}
         self.secrets: dict[str, dict[str, Any]] = {}
+        self.config_maps: set[str] = set()
         self.events: list[dict[str, Any]] = []
         self.log = "line 1\nline 2\nline 3\n"
         self.version = 1000
@@ -159,13 +160,15 @@ class FakeApi:
         if told:
             self._tell(event("DELETED", {**gone, "metadata": metadata | {"resourceVersion": str(self.version)}}))
 
-    def happened(self, name: str, reason: str, message: str, *, at: str = "2026-11-23T03:20:00Z") -> None:
-        """Add an event about a pod."""
+    def happened(
+        self, name: str, reason: str, message: str, *, at: str = "2026-11-23T03:20:00Z", made: str = "", uid: str = ""
+    ) -> None:
+        """Add an event about a pod. ``made``: when it was first told of, if not at the time of the recording."""
         template = recorded_json("k8s-events.json")["items"][0]
-        about = template["involvedObject"] | {"name": name}
-        self.events.append(
-            template | {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at}
-        )
+        about = template["involvedObject"] | {"name": name} | ({"uid": uid} if uid else {})
+        metadata = template["metadata"] | ({"creationTimestamp": made} if made else {})
+        told = {"metadata": metadata, "involvedObject": about, "reason": reason, "message": message}
+        self.events.append(template | told | {"lastTimestamp": at})
 
     def say(self, *lines: bytes) -> None:
         """Send lines on all streams."""
@@ -234,6 +237,9 @@ class FakeApi:
         if subresource == "log":
             lines = self.log.splitlines(keepends=True)[-int(request.query["tailLines"]) :]
             return web.Response(text="".join(lines)[: int(request.query["limitBytes"])])
+        if kind == "configmaps":
+            metadata = {"kind": "PartialObjectMetadata", "metadata": {"name": last}}
+            return web.json_response(metadata) if last in self.config_maps else status(404, last)
         if kind == "secrets":
             return await self._secret(verb, last, request)
         if verb == "list":

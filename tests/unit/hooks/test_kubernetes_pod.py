@@ -141,9 +141,47 @@ def test_pod_names_differ_by_token_alone() -> None:
     assert pod_name(first) == pod_name(dataclasses.replace(first, name=f"{long}x"))
 
 
-@pytest.mark.parametrize("text", ["", "-a", "a-", "A", "a.b", "a/b", "a" * 64, "a\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-a",
+        "a-",
+        "A",
+        "a.",
+        ".a",
+        ".",
+        "..",
+        "a..b",
+        "a.-b",
+        "a-.b",
+        "a/b",
+        "a/../b",
+        "../a",
+        "a%2fb",
+        "a?b",
+        "a#b",
+        "a:b",
+        "a b",
+        "a_b",
+        "é",
+        "a" * 254,
+        f"{'a' * 126}.{'b' * 127}",
+        "a\n",
+        "a\nb",
+        "a\0",
+    ],
+)
 def test_what_is_no_pod_name(text: str) -> None:
     assert not is_pod_name(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "0", "a-b", "a.b", "spark-pi-1.2.0-driver", "a" * 64, "a" * 253, "a." * 126 + "b"]
+)
+def test_what_another_operators_pod_may_be_called(text: str) -> None:
+    """What the API server takes (``NameIsDNSSubdomain``), tried in ``tests/cluster``."""
+    assert is_pod_name(text)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in NAMES])

@@ -896,3 +896,119 @@ async def test_dead_workers_are_no_part_of_the_evidence(cluster: FakeCluster, ho
     intent = await prepared(hook)
     cluster.master.page["workers"].remove(dead)
     assert await hook.find(intent) == Absent()
+
+
+# --- spark-submit
+
+WAIT = "spark.standalone.submit.waitAppCompletion"
+
+
+async def test_properties_for_spark_submit(cluster: FakeCluster, hook: QuickHook) -> None:
+    submission = new()
+    plan = await hook.prepare_cli({"spark.executor.memory": "1g"}, submission)
+    assert plan.conf == {
+        WAIT: "false",
+        "spark.airflow.submission": submission.token,
+        "spark.airflow.owner": submission.owner,
+        "spark.airflow.deployment": "prod",
+    }
+    assert plan.submission == await hook.prepare(JOB, submission), "what find() needs is the same"
+    assert not plan.environment_stays, "it becomes the driver's"
+    assert not cluster.master.created
+    bare = await hook.prepare_cli({}, Submission(token=submission.token))
+    assert bare.conf == {WAIT: "false", "spark.airflow.submission": submission.token}
+
+
+@pytest.mark.parametrize("name", ["submission", "owner", "deployment"])
+async def test_our_properties_are_not_the_users(cluster: FakeCluster, hook: QuickHook, name: str) -> None:
+    with pytest.raises(BadArguments, match=rf"conf must not set spark\.airflow\.{name}"):
+        await hook.prepare_cli({f"spark.airflow.{name}": "x"}, new())
+    assert not cluster.master.requests
+
+
+@pytest.mark.parametrize(("value", "told"), [("true", True), (" True ", True), ("false", False)])
+async def test_spark_submit_does_not_wait(
+    hook: QuickHook, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, value: str, told: bool
+) -> None:
+    monkeypatch.setattr(hook, "_log", logging.getLogger("hook"))
+    caplog.set_level(logging.INFO)
+    assert (await hook.prepare_cli({WAIT: value}, new())).conf[WAIT] == "false"
+    assert (f"{WAIT} is set to false" in caplog.text) == told
+
+
+async def test_spark_submit_needs_a_cluster_that_can_be_followed(cluster: FakeCluster, hook: QuickHook) -> None:
+    cluster.master.rest = fixed(404)
+    with pytest.raises(BadConfiguration, match="rest-port"):
+        await hook.prepare_cli({}, new())
+
+
+@pytest.mark.parametrize(
+    ("line", "driver_id"),
+    [
+        ("26/11/26 INFO ClientEndpoint: Driver successfully submitted as {id}", True),
+        ("Driver successfully submitted as {id}\r", True),
+        ("INFO RestSubmissionClient: Submission successfully created as {id}. Polling submission state...", True),
+        ('  "message" : "Driver successfully submitted as {id}",', True),
+        ("INFO ClientEndpoint: State of {id} is RUNNING", False),
+        ("INFO RestSubmissionClient: Submitting a request for the status of submission {id} in spark://h", False),
+        ('  "submissionId" : "{id}",', False),
+        ("ERROR: Cluster master did not recognize {id}", False),
+        ("Driver successfully submitted as {id}-1", False),
+        ("Driver successfully submitted as {id}1234567890", False),
+        ("Driver successfully submitted as driver-../../x", False),
+        ("Current state is not alive: STANDBY. Can only accept driver submissions in ALIVE state.", False),
+        ("", False),
+    ],
+)
+def test_driver_in_a_line_of_spark_submit(line: str, driver_id: bool) -> None:
+    expected = JobRef("driver-20261126031028-0000") if driver_id else None
+    assert QuickHook("c").job_in(line.format(id="driver-20261126031028-0000"), new()) == expected
+
+
+async def test_glimpse(cluster: FakeCluster, hook: QuickHook) -> None:
+    submission = (await hook.prepare_cli({}, new())).submission
+    assert await glimpse(hook, submission) is None
+    cluster.ran(driver(1, "RUNNING"), launch_command(new_token()))
+    cluster.ran(driver(2, "SUBMITTED", worker=""), None)
+    cluster.ran(driver(3, "RUNNING"), launch_command(submission.token).partition("=====")[0])
+    assert await glimpse(hook, submission) is None, "none of them shows our token"
+    before = cluster.worker.asked
+    assert await glimpse(hook, submission) is None
+    assert cluster.worker.asked == before + 1, "the first one's command is known"
+    cluster.worker.logs[driver(3, "RUNNING")["id"]] = launch_command(submission.token)
+    assert await glimpse(hook, submission) == JobRef(driver(3, "RUNNING")["id"])
+
+
+async def test_glimpse_reads_few_logs(cluster: FakeCluster, hook: QuickHook) -> None:
+    submission = (await hook.prepare_cli({}, new())).submission
+    for number in range(10):
+        cluster.ran(driver(number, "RUNNING"), launch_command(submission.token if number == 9 else new_token()))
+    for _ in range(2):
+        before = cluster.worker.asked
+        assert await glimpse(hook, submission) is None
+        assert cluster.worker.asked == before + standalone.GLIMPSED
+    assert await glimpse(hook, submission) == JobRef(driver(9, "RUNNING")["id"])
+
+
+async def test_glimpse_is_seldom_where_it_is_dear(
+    cluster: FakeCluster, hook: QuickHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = (await hook.prepare_cli({}, new())).submission
+    cluster.ran(driver(1, "RUNNING"), launch_command(submission.token))
+    monkeypatch.setattr(standalone, "GLIMPSE_PAUSE", 1000)
+    assert await hook.glimpse(submission) is not None
+    asked = len(cluster.master.requests)
+    assert await hook.glimpse(submission) is None
+    assert len(cluster.master.requests) == asked
+
+
+async def test_glimpse_of_a_driver_that_was_there_before(cluster: FakeCluster, hook: QuickHook) -> None:
+    cluster.ran(driver(5, "RUNNING", start=NOW - 100), launch_command("ab" * 16))
+    submission = (await hook.prepare_cli({}, Submission(token="ab" * 16))).submission
+    assert await glimpse(hook, submission) is None
+
+
+async def glimpse(hook: QuickHook, submission: Submission) -> JobRef | None:
+    """Look at once, however long the last look took."""
+    hook._glimpse_again = 0.0
+    return await hook.glimpse(submission)
