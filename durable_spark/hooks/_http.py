@@ -2,7 +2,7 @@
 HTTP for hooks: one aiohttp session per hook, every request bounded in time and size, errors in our own words.
 
 What flows in: a URL that the hook has built from validated parts. What flows out: an :class:`Answer`,
-or one of the exceptions of :mod:`durable_spark.jobs`. Three private exceptions say more than
+or one of the exceptions of :mod:`durable_spark.jobs`. Private exceptions say more than
 :class:`~durable_spark.jobs.ClusterUnreachable`, because a submission must know whether its request can
 have reached the server.
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "AnswerTimeout",
+    "AnswerTooLong",
     "ConnectFailed",
     "ConnectionLost",
     "HttpClient",
@@ -71,6 +72,10 @@ class ConnectionLost(ClusterUnreachable):
 
 class AnswerTimeout(ClusterUnreachable):
     """The answer did not come in time. The request may still be served."""
+
+
+class AnswerTooLong(InvalidAnswer):
+    """The answer has more bytes than were asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +151,11 @@ class Answer:
         return await self.parse(lambda value: value)
 
     async def parse(
-        self, build: Callable[[dict[str, Any]], _T], *, element: Callable[[Any], Any] = lambda value: value
+        self,
+        build: Callable[[dict[str, Any]], _T],
+        *,
+        element: Callable[[Any], Any] = lambda value: value,
+        within: str = "",
     ) -> _T:
         """
         Return what ``build`` makes of the body as a JSON object, without keeping the event loop waiting.
@@ -155,15 +164,16 @@ class Answer:
         :param element: what becomes of each element of the object's arrays, as soon as it is read. Thousands of
             parsed elements make the garbage collector look at all that the process has, which holds every thread
             (130 ms in a process that had imported Airflow); those that are let go of at once do not.
+        :param within: a member of the object that is an object itself, whose arrays are meant as well.
         :raises InvalidAnswer: when the body is not a JSON object.
         """
         if len(self.body) <= _IN_ONE_GO:
-            return build(self._object(element))
-        return await asyncio.to_thread(lambda: build(self._object(element)))
+            return build(self._object(element, within))
+        return await asyncio.to_thread(lambda: build(self._object(element, within)))
 
-    def _object(self, element: Callable[[Any], Any]) -> dict[str, Any]:
+    def _object(self, element: Callable[[Any], Any], within: str) -> dict[str, Any]:
         try:
-            value = _loads_stepwise(self.body.decode(), element)
+            value = _loads_stepwise(self.body.decode(), element, within)
         except (ValueError, RecursionError) as error:
             raise InvalidAnswer(f"{self.url} did not answer with JSON: {self.excerpt!r}") from error
         if not isinstance(value, dict):
@@ -396,7 +406,7 @@ async def _read(response: aiohttp.ClientResponse, *, url: str, limit: int) -> by
         size += len(chunk)
         if size > limit:
             response.close()
-            raise InvalidAnswer(f"the answer of {url} is longer than {limit} bytes")
+            raise AnswerTooLong(f"the answer of {url} is longer than {limit} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -405,7 +415,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
-def _loads_stepwise(text: str, element: Callable[[Any], Any]) -> Any:
+def _loads_stepwise(text: str, element: Callable[[Any], Any], within: str = "") -> Any:
     """
     Parse a JSON object, which may be large and this a thread, element by element of its arrays.
 
@@ -415,23 +425,30 @@ def _loads_stepwise(text: str, element: Callable[[Any], Any]) -> Any:
     position = _skip(text, 0)
     if text[position : position + 1] != "{":
         return _DECODER.decode(text)
+    members, position = _members(text, position, element, within)
+    _at_end(text, position)
+    return members
+
+
+def _members(text: str, position: int, element: Callable[[Any], Any], within: str) -> tuple[dict[str, Any], int]:
     members: dict[str, Any] = {}
     position = _skip(text, position + 1)
     if text[position : position + 1] == "}":
-        _at_end(text, position + 1)
-        return members
+        return members, position + 1
     while True:
         _expect(text, position, '"')
         key, position = _DECODER.raw_decode(text, position)
         position = _skip(text, _expect(text, _skip(text, position), ":"))
-        if text[position : position + 1] == "[":
+        begin = text[position : position + 1]
+        if begin == "[":
             members[key], position = _array(text, position, element)
+        elif begin == "{" and within and key == within:
+            members[key], position = _members(text, position, element, "")
         else:
             members[key], position = _DECODER.raw_decode(text, position)
         position = _skip(text, position)
         if text[position : position + 1] == "}":
-            _at_end(text, position + 1)
-            return members
+            return members, position + 1
         position = _skip(text, _expect(text, position, ","))
 
 

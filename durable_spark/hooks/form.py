@@ -14,6 +14,7 @@ __all__ = ["CONN_FIELDS", "UI_FIELD_BEHAVIOUR"]
 
 _TEXT: Mapping[str, Any] = {"type": ["string", "null"]}
 _LINES: Mapping[str, Any] = {**_TEXT, "format": "multiline"}
+_SECRET: Mapping[str, Any] = {**_TEXT, "format": "password"}
 _FLAG: Mapping[str, Any] = {"type": ["boolean", "null"]}
 _LINK = "Kubernetes: http or https URL with {namespace}, {pod}, {uid} or {app_id}, for the button"
 
@@ -33,6 +34,32 @@ CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
             "Web UI port",
             _TEXT,
             "Standalone: port of the master's web UI, or one for each master, separated by commas. Default: 8080.",
+        ),
+        (
+            "yarn_resourcemanager_webapp_address",
+            "ResourceManager address",
+            _TEXT,
+            "YARN: of its web app, http://host:8088; of several, separated by commas. Default: from HADOOP_CONF_DIR.",
+        ),
+        ("yarn-user", "YARN user", _TEXT, "YARN without Kerberos: who asks and kills (user.name)."),
+        (
+            "yarn-auth",
+            "YARN authentication",
+            _TEXT,
+            "YARN: simple, kerberos, or auto: Kerberos if the ResourceManager asks for it. Default: auto.",
+        ),
+        ("principal", "Kerberos principal", _TEXT, "YARN: whose keytab or ticket is used. Default: the ticket's."),
+        (
+            "keytab",
+            "Kerberos keytab",
+            _SECRET,
+            "YARN: base64 of a keytab, or the path of one that all Airflow processes can read. Default: ticket cache.",
+        ),
+        (
+            "yarn-timeline-address",
+            "Timeline server address",
+            _TEXT,
+            "YARN: of its web app, http://host:8188, for applications that the ResourceManager has forgotten.",
         ),
         (
             "namespace",
@@ -57,18 +84,24 @@ CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
         ),
         ("dashboard-url", "Dashboard URL", _TEXT, f"{_LINK} 'Job'."),
         ("log-url", "Log URL", _TEXT, f"{_LINK} 'Driver log'."),
-        ("history-url", "History URL", _TEXT, f"{_LINK} 'Spark history'."),
+        (
+            "history-url",
+            "History URL",
+            _TEXT,
+            f"{_LINK} 'Spark history'. YARN: with {{app_id}}. Default there: the application's tracking URL.",
+        ),
         ("poll-interval", "Poll interval", _TEXT, "Seconds between two polls of the cluster. Default: 5."),
     )
 }
 """``conn-fields`` of the connection type, for the provider's metadata."""
 
 UI_FIELD_BEHAVIOUR: Mapping[str, Any] = {
-    "hidden-fields": ["schema", "login"],
-    "relabeling": {"host": "Master URL", "password": "Bearer token"},
+    "hidden-fields": ["schema"],
+    "relabeling": {"host": "Master URL", "password": "Bearer token or password"},
     "placeholders": {
-        "host": "spark://host:7077, spark://host1:7077,host2:7077 or k8s://https://host:port",
-        "password": "Kubernetes: of a service account. Standalone: for masters with Spark's JWSFilter alone",
+        "host": "spark://host:7077, spark://host1:7077,host2:7077, k8s://https://host:port or yarn",
+        "login": "YARN: for a gateway that asks for login and password (Apache Knox)",
+        "password": "Kubernetes: of a service account. Standalone: for masters with the JWSFilter. YARN: the login's",
     },
 }
 """``ui-field-behaviour`` of the connection type, for the provider's metadata."""

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from durable_spark.hooks._connection import master_url, read_connection
+from durable_spark.hooks.cli import CliSubmission, SparkCliHook
 from durable_spark.hooks.job import Followed, JobHook, load_hook_class
 from durable_spark.jobs import BadConfiguration
 
@@ -27,19 +28,16 @@ __all__ = ["SparkHook"]
 _HOOK_OF_SCHEME = {
     "spark": "durable_spark.hooks.standalone.StandaloneHook",
     "k8s": "durable_spark.hooks.kubernetes.KubernetesHook",
+    "yarn": "durable_spark.hooks.yarn.YarnHook",
 }
 
 _WHY_NOT = {
-    "yarn": (
-        "YARN is not submitted to natively: use durable_spark.operators.spark_submit.SparkSubmitOperator, "
-        "which submits by spark-submit and follows as this one does"
-    ),
     "local": "a local master has no cluster that would keep the job alive: give the master URL of one",
     "mesos": "Spark has removed Mesos",
 }
 
 
-class SparkHook(JobHook):
+class SparkHook(SparkCliHook):
     """
     Whatever cluster the master URL of a connection names.
 
@@ -88,6 +86,23 @@ class SparkHook(JobHook):
         """See :meth:`JobHook.submit`."""
         return await (await self.resolve()).submit(job, submission)
 
+    async def prepare_cli(self, conf: Mapping[str, str], submission: Submission) -> CliSubmission:
+        """See :meth:`SparkCliHook.prepare_cli`."""
+        return await self._by_cli(await self.resolve()).prepare_cli(conf, submission)
+
+    def job_in(self, line: str, submission: Submission) -> JobRef | None:
+        """See :meth:`SparkCliHook.job_in`. Nothing is known before the connection has been read."""
+        return None if self._hook is None else self._by_cli(self._hook).job_in(line, submission)
+
+    async def glimpse(self, submission: Submission) -> JobRef | None:
+        """See :meth:`SparkCliHook.glimpse`."""
+        return await self._by_cli(await self.resolve()).glimpse(submission)
+
+    def _by_cli(self, hook: JobHook) -> SparkCliHook:
+        if not isinstance(hook, SparkCliHook):
+            raise BadConfiguration(f"the cluster of connection {self.conn_id!r} is not one of spark-submit's")
+        return hook
+
     async def find(self, submission: Submission) -> Found | Absent:
         """See :meth:`JobHook.find`."""
         return await (await self.resolve()).find(submission)
@@ -127,6 +142,6 @@ def _hook_class(url: str, conn_id: str) -> type[JobHook]:
     scheme = url.partition("://")[0].split("[")[0].lower()
     path = _HOOK_OF_SCHEME.get(scheme)
     if path is None:
-        why = _WHY_NOT.get(scheme.partition(":")[0], "give one that begins with spark:// or k8s://")
+        why = _WHY_NOT.get(scheme.partition(":")[0], "give spark://…, k8s://… or yarn")
         raise BadConfiguration(f"the master URL {url[:200]!r} of connection {conn_id!r} cannot be used: {why}")
     return load_hook_class(path)

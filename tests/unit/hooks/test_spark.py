@@ -7,16 +7,18 @@ import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest.mock import create_autospec
 
 import pytest
 
 from durable_spark.hooks._connection import Extras
+from durable_spark.hooks.cli import SparkCliHook
 from durable_spark.hooks.form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from durable_spark.hooks.job import JobHook
 from durable_spark.hooks.kubernetes import KubernetesHook
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.hooks.standalone import StandaloneHook
-from durable_spark.jobs import BadConfiguration, JobRef, JobState
+from durable_spark.jobs import BadConfiguration, JobRef, JobState, Submission
 
 if TYPE_CHECKING:
     from tests.unit.hooks.fake import FakeCluster
@@ -59,8 +61,6 @@ async def test_the_hook_of_a_master_url(
 @pytest.mark.parametrize(
     ("connection", "message"),
     [
-        ({"conn_type": "spark", "host": "yarn"}, r"durable_spark\.operators\.spark_submit\.SparkSubmitOperator"),
-        ("yarn://", r"SparkSubmitOperator"),
         ({"conn_type": "durable_spark", "host": "local[*]"}, "local master"),
         ({"conn_type": "spark", "host": "local"}, "local master"),
         ({"conn_type": "spark", "host": "mesos://h:5050"}, "Mesos"),
@@ -72,6 +72,19 @@ async def test_the_hook_of_a_master_url(
 async def test_no_hook_for_it(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str, message: str) -> None:
     with pytest.raises(BadConfiguration, match=message):
         await hook(monkeypatch, connection).resolve()
+
+
+@pytest.mark.parametrize("connection", [{"conn_type": "spark", "host": "yarn"}, "yarn://"])
+async def test_the_hook_of_yarn(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any] | str) -> None:
+    paths = []
+
+    def load(path: str) -> type[JobHook]:
+        paths.append(path)
+        return StandaloneHook
+
+    monkeypatch.setattr("durable_spark.hooks.spark.load_hook_class", load)
+    await hook(monkeypatch, connection).resolve()
+    assert paths == ["durable_spark.hooks.yarn.YarnHook"]
 
 
 async def test_no_connection() -> None:
@@ -94,11 +107,30 @@ async def test_it_delegates(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluste
         assert (await spark.poll([unknown]))[unknown].state is JobState.ABSENT
 
 
+async def test_submissions_by_spark_submit_are_delegated(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster) -> None:
+    submission = Submission(token="ab" * 16)
+    line = "INFO ClientEndpoint: Driver successfully submitted as driver-20261126031028-0000"
+    async with hook(monkeypatch, cluster.connection()) as spark:
+        assert spark.job_in(line, submission) is None, "which cluster it is has not been read yet"
+        plan = await spark.prepare_cli({}, submission)
+        assert plan.submission.evidence
+        assert spark.job_in(line, plan.submission) == JobRef("driver-20261126031028-0000")
+        assert await spark.glimpse(plan.submission) is None
+        assert cluster.master.asked("GET", "/json/") == 2
+
+
+async def test_cluster_that_is_not_spark_submits(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster) -> None:
+    spark = hook(monkeypatch, cluster.connection())
+    monkeypatch.setattr(spark, "_hook", create_autospec(JobHook, instance=True))
+    with pytest.raises(BadConfiguration, match="'my_spark' is not one of spark-submit's"):
+        await spark.prepare_cli({}, Submission(token="ab" * 16))
+
+
 def test_every_promise_is_delegated() -> None:
     """A method added to the contract must not answer for no cluster."""
     promises = {
         name
-        for name, member in vars(JobHook).items()
+        for name, member in {**vars(JobHook), **vars(SparkCliHook)}.items()
         if inspect.isfunction(member) and not name.startswith("_") and name != "test_connection"
     }
     assert promises <= set(vars(SparkHook))
@@ -119,7 +151,10 @@ def test_the_form() -> None:
     standalone = {"rest-scheme", "rest-port", "ui-scheme", "ui-port"}
     credentials = {"token-file", "kubeconfig", "context", "in-cluster"}
     links = {"dashboard-url", "log-url", "history-url"}
-    assert set(CONN_FIELDS) == {*standalone, *credentials, *links, "namespace", "ca", "poll-interval"}
+    yarn = {"yarn_resourcemanager_webapp_address", "yarn-user", "yarn-auth", "yarn-timeline-address"}
+    kerberos = {"principal", "keytab"}
+    everywhere = {"namespace", "ca", "poll-interval"}
+    assert set(CONN_FIELDS) == {*standalone, *credentials, *links, *yarn, *kerberos, *everywhere}
     assert all(set(field) == {"label", "description", "schema"} for field in CONN_FIELDS.values())
     assert all("null" in field["schema"]["type"] for field in CONN_FIELDS.values()), "every field may stay empty"
     assert "password" in UI_FIELD_BEHAVIOUR["relabeling"]
