@@ -358,6 +358,12 @@ class StandaloneCluster(Startable):
         ]
         return sorted(drivers, key=lambda driver: (driver.started, driver.id))
 
+    def kill_driver(self, driver: str) -> None:
+        """Ask the leading master to kill a driver."""
+        url = f"http://127.0.0.1:{self.leader().rest_port}/v1/submissions/kill/{driver}"
+        with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5):
+            pass
+
     def launched(self) -> list[str]:
         """Return the IDs of all drivers that any worker has ever launched, by their directories."""
         return sorted(path.name for worker in self.workers for path in worker.directory.glob("driver-*"))

@@ -29,7 +29,11 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["durable_spark.operators.job", "durable_spark.operators.spark"],
+                "python-modules": [
+                    "durable_spark.operators.job",
+                    "durable_spark.operators.spark",
+                    "durable_spark.operators.spark_submit",
+                ],
             }
         ],
         "hooks": [
@@ -40,6 +44,7 @@ def get_provider_info() -> dict[str, Any]:
                     "durable_spark.hooks.kubernetes",
                     "durable_spark.hooks.spark",
                     "durable_spark.hooks.standalone",
+                    "durable_spark.hooks.yarn",
                 ],
             }
         ],

@@ -8,13 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from dev.kubernetes import KubernetesCluster
 from dev.processes import ToolMissing
 from dev.spark import StandaloneCluster, ensure_spark
+from dev.yarn import YarnCluster
+from tests.clusters import Clusters
 
 T = TypeVar("T")
 
@@ -64,6 +66,35 @@ def kubernetes_cluster() -> Iterator[KubernetesCluster]:
 
 
 @pytest.fixture(scope="session")
+def yarn_cluster() -> Iterator[YarnCluster]:
+    """One ResourceManager and one NodeManager. Leave it as it was found, but for applications of your own."""
+    with require(YarnCluster) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def apps() -> Path:
     """The folder of the applications that run on clusters."""
     return Path(__file__).parent / "apps"
+
+
+def or_none(request: pytest.FixtureRequest, cluster: str) -> Any:
+    """Return a cluster; ``None`` instead of skipping all that needs an Airflow."""
+    try:
+        return request.getfixturevalue(cluster)
+    except pytest.skip.Exception:
+        return None
+
+
+@pytest.fixture(scope="session")
+def submit_clusters(
+    request: pytest.FixtureRequest,
+    standalone_cluster: StandaloneCluster,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Clusters | None:
+    """Return the clusters to which ``spark-submit`` submits."""
+    kubernetes: KubernetesCluster | None = or_none(request, "kubernetes_cluster")
+    yarn: YarnCluster | None = or_none(request, "yarn_cluster")
+    if kubernetes is None or yarn is None:
+        return None
+    return Clusters(standalone_cluster, kubernetes, yarn, tmp_path_factory.mktemp("submit"))

@@ -205,11 +205,19 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """Return what of :meth:`build_job` is the same on every try as long as the Dag is."""
         return self.job
 
+    def after_end(self) -> None:
+        """
+        Do what is to be done once a job has ended, or is lost.
+
+        Its verdict is in the store by then, so a process that dies here is not followed by another that does it again.
+        Within one process it may be called more than once.
+        """
+
     # What Airflow calls
 
     def execute(self, context: Context) -> Any:
         """Submit the job, or take up the one that an earlier try has submitted, and wait for its end."""
-        with _translated(), self._conversation():
+        with translated(), self._conversation():
             if self.retries == 0 and self.durable and context["ti"].try_number <= 1:
                 self.log.warning("retries=0: there is no try in which the job of a dead worker could be found again")
             if not self.durable:
@@ -222,7 +230,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """Write down the verdict that the trigger brought, then return or raise."""
         from durable_spark.triggers.job import JobEvent
 
-        with _translated(), self._conversation():
+        with translated(), self._conversation():
             try:
                 reported = JobEvent.from_json(event)
             except ValueError as error:
@@ -234,7 +242,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            with _translated(), self._conversation():
+            with translated(), self._conversation():
                 self._load(context)
                 if (job := self._job_of_this_try(context)) is None:
                     raise
@@ -262,7 +270,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         resend = prior is not None and prior.job is None and not self._anew
         submission = prior.submission if prior and resend else self._new_submission(context, prior)
         self._push_try(context, submission.token)
-        prepared = talk.run(talk.hook.prepare(job, submission))
+        prepared = self._prepare(job, submission)
         if resend and submission.cluster_time is not None:
             # A request of the worker that died may still arrive: its job must not look older than the intent.
             prepared = dataclasses.replace(prepared, cluster_time=submission.cluster_time)
@@ -280,7 +288,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._forget_upstream_status(context)
         if self._kill_requested:
             raise AirflowException("Told to stop before the job was submitted: nothing was submitted")
-        ref = talk.run(talk.hook.submit(job, prepared))
+        ref = self._send(context, job, intent)
         self.log.info("Submitted as %s (submission %d, token %s)", ref, prepared.ordinal, prepared.token)
         try:
             self._save(context, dataclasses.replace(intent, job=ref))
@@ -290,6 +298,14 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._anew = False
         self._status = None
         return ref.id
+
+    def _prepare(self, job: Any, submission: Submission) -> Submission:
+        """Check the job and return the submission with all that is needed to find it again. Nothing is submitted."""
+        return self._conversing.run(self._conversing.hook.prepare(job, submission))
+
+    def _send(self, context: Context, job: Any, intent: Record) -> JobRef:
+        """Submit the job. Its intent is in the store."""
+        return self._conversing.run(self._conversing.hook.submit(job, intent.submission))
 
     def get_job_status(self, external_id: JsonValue, context: Context) -> str:
         """Return the state of the recorded job as a :class:`~durable_spark.jobs.JobState` value."""
@@ -304,6 +320,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return JobState.UNKNOWN.value
         self._status = status = self._killed_if_gone(status)
         if status.state is JobState.ABSENT and self.on_lost == "fail":
+            self.after_end()
             self._release(status.job)
             raise JobLost(self._lost_message(status))
         if status.state.final:
@@ -384,9 +401,12 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
         :raises Superseded: when another try is in charge.
         """
+        ended = record.verdict is not None and (self._record is None or self._record.verdict is None)
         self._record = record
         if self.durable:
             write(context, RECORD_KEY, record.to_json(), for_ever=record.verdict is None)
+        if ended:
+            self.after_end()
 
     def mirror(self, context: Context, job_id: JsonValue) -> None:
         """Write the job's ID where upstream's operators and other readers look for it."""
@@ -823,6 +843,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _lost(self, context: Context, status: JobStatus) -> Any:
         if self.on_lost == "fail":
+            self.after_end()
             self._release(status.job)
             raise JobLost(self._lost_message(status))
         last = self._look(context)
@@ -965,7 +986,7 @@ class _StoredJobID:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Raise Airflow's exceptions for ours: what must not be retried fails, the rest honours retries."""
     try:
         yield

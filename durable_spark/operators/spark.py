@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.configuration import conf as airflow_conf
 
 from durable_spark.jobs import BadArguments, SparkJob
+from durable_spark.operators._lineage import with_lineage
 from durable_spark.operators.job import DurableJobOperator
 
 if TYPE_CHECKING:
@@ -180,7 +181,13 @@ class SparkJobOperator(DurableJobOperator):
         :raises BadArguments: when an argument is of the wrong kind.
         """
         job = self.describe_job()
-        return dataclasses.replace(job, conf=self._conf_with_lineage(job.conf, context))
+        conf = with_lineage(
+            job.conf,
+            context,
+            parent=self.openlineage_inject_parent_job_info,
+            transport=self.openlineage_inject_transport_info,
+        )
+        return dataclasses.replace(job, conf=conf)
 
     def describe_job(self) -> SparkJob:
         """
@@ -224,21 +231,6 @@ class SparkJobOperator(DurableJobOperator):
         at_end = None if self.pod_at_end == "keep" else self.pod_at_end
         given = {"pod": self.pod or None, "hold_pod": self.hold_pod or None, "pod_at_end": at_end}
         return {name: value for name, value in given.items() if value is not None}
-
-    def _conf_with_lineage(self, conf: Mapping[str, str], context: Context) -> dict[str, str]:
-        properties = dict(conf)
-        if not (self.openlineage_inject_parent_job_info or self.openlineage_inject_transport_info):
-            return properties
-        from airflow.providers.common.compat.openlineage.utils.spark import (
-            inject_parent_job_information_into_spark_properties,
-            inject_transport_information_into_spark_properties,
-        )
-
-        if self.openlineage_inject_parent_job_info:
-            properties = inject_parent_job_information_into_spark_properties(properties, context)
-        if self.openlineage_inject_transport_info:
-            properties = inject_transport_information_into_spark_properties(properties, context)
-        return properties
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

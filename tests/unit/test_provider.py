@@ -15,10 +15,12 @@ from durable_spark.hooks.form import CONN_FIELDS
 from durable_spark.hooks.kubernetes import KubernetesHook
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.hooks.standalone import StandaloneHook
+from durable_spark.hooks.yarn import YarnHook
 from durable_spark.jobs import Link
 from durable_spark.links import JobHistoryLink, JobLink, JobLogLink
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark import SparkJobOperator
+from durable_spark.operators.spark_submit import SparkSubmitOperator
 from durable_spark.provider import get_provider_info
 from durable_spark.triggers.job import JobTrigger
 
@@ -48,8 +50,8 @@ def test_airflow_finds_it() -> None:
 
 
 def test_all_that_a_user_may_import_is_listed() -> None:
-    assert listed("hooks", BaseHook) >= {SparkHook, StandaloneHook, KubernetesHook}
-    assert listed("operators", BaseOperator) == {DurableJobOperator, SparkJobOperator}
+    assert listed("hooks", BaseHook) >= {SparkHook, StandaloneHook, KubernetesHook, YarnHook}
+    assert listed("operators", BaseOperator) == {DurableJobOperator, SparkJobOperator, SparkSubmitOperator}
     assert listed("triggers", BaseTrigger) == {JobTrigger}
 
 

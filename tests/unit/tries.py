@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 import signal
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG
@@ -20,6 +22,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType, TaskDeferred
 from airflow.sdk.execution_time.comms import ErrorResponse
 
+from durable_spark.hooks.cli import CliSubmission, SparkCliHook
 from durable_spark.hooks.job import JobHook
 from durable_spark.jobs import (
     Absent,
@@ -68,11 +71,24 @@ class Service:
         self.after_submit: Any = None
         self.before_kill: Any = None
         self.before_release: Any = None
+        self.landing: Path | None = None
+        """Where other processes submit: a file per job, named like it, that holds its token."""
+        self.blind = False
+        self.on_glimpse: Any = None
+        self.environment_stays = True
+        self.prepared: list[Mapping[str, str]] = []
 
     def add(self, token: str, owner: str = "", state: JobState = JobState.RUNNING) -> str:
         job_id = f"job-{len(self.jobs) + 1}"
         self.jobs[job_id] = Job(token, owner, state)
         return job_id
+
+    def take_in(self) -> None:
+        """Notice what other processes have submitted."""
+        for path in sorted(self.landing.iterdir()) if self.landing else ():
+            if path.name not in self.jobs:
+                self.jobs[path.name] = Job(path.read_text().strip(), "")
+                self.submissions += 1
 
     @property
     def running(self) -> list[str]:
@@ -173,6 +189,36 @@ class MemoryHook(JobHook):
             raise ClusterUnreachable("the service does not answer")
 
 
+class MemoryCliHook(MemoryHook, SparkCliHook):
+    """A hook on :data:`service` for jobs that a command line tool submits."""
+
+    async def prepare_cli(self, conf: Mapping[str, str], submission: Submission) -> CliSubmission:
+        if "spark.bad" in conf:
+            raise BadArguments("conf: not spark.bad")
+        self._reach()
+        service.prepared.append(conf)
+        return CliSubmission(
+            submission=dataclasses.replace(submission, cluster_time=1000.0 + service.submissions),
+            conf={"spark.token": submission.token},
+            environment_stays=service.environment_stays,
+        )
+
+    def job_in(self, line: str, submission: Submission) -> JobRef | None:
+        match = re.match(r"the cluster has (job-\d+)", line)
+        return JobRef(match[1]) if match else None
+
+    async def glimpse(self, submission: Submission) -> JobRef | None:
+        if service.on_glimpse:
+            service.on_glimpse()
+        self._reach()
+        jobs = [job_id for job_id, job in service.jobs.items() if job.token == submission.token]
+        return JobRef(jobs[0]) if jobs and not service.blind else None
+
+    def _reach(self) -> None:
+        super()._reach()
+        service.take_in()
+
+
 class alarm:  # noqa: N801 reads as a statement
     """Fail what hangs."""
 
@@ -192,9 +238,16 @@ class alarm:  # noqa: N801 reads as a statement
 
 
 class TaskInstance:
-    """What Airflow keeps of a task instance: its store and XComs, over all tries."""
+    """
+    What Airflow keeps of a task instance: its store and XComs, over all tries.
 
-    def __init__(self) -> None:
+    :param build: the operator's class.
+    :param defaults: its arguments on every try.
+    """
+
+    def __init__(self, build: Callable[..., Any] = DurableJobOperator, **defaults: Any) -> None:
+        self.build = build
+        self.defaults = defaults or {"hook": MemoryHook, "conn_id": "memory", "job": "good", "retries": 2}
         self.store: dict[str, Any] = {}
         self.retentions: dict[str, Any] = {}
         self.xcoms: dict[str, Any] = {}
@@ -231,10 +284,9 @@ class Try:
         self._arguments = arguments
         self.operator = self._operator()
 
-    def _operator(self) -> DurableJobOperator:
-        defaults = {"hook": MemoryHook, "conn_id": "memory", "job": "good", "retries": 2}
+    def _operator(self) -> Any:
         with DAG(self.dag_id, schedule=None):
-            return DurableJobOperator(task_id=self.task_id, **{**defaults, **self._arguments})
+            return self.instance.build(task_id=self.task_id, **{**self.instance.defaults, **self._arguments})
 
     # what the operator sees
 

@@ -1,0 +1,224 @@
+"""
+All that it takes to run ``spark-submit`` on each cluster: connections, arguments, an environment, a witness.
+
+Everything is as a user of the Spark provider has it: connections of its type, a kubeconfig, a Hadoop configuration.
+The jobs are as small as each cluster takes them; who counts them is the cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dev.kubernetes import RequestFailed
+from dev.processes import wait_until
+
+if TYPE_CHECKING:
+    from dev.kubernetes import KubernetesCluster
+    from dev.spark import StandaloneCluster
+    from dev.yarn import YarnCluster
+
+__all__ = ["CLUSTERS", "Clusters", "Job", "change_import"]
+
+CLUSTERS = ("standalone", "kubernetes", "yarn")
+APPS = Path(__file__).parent / "apps"
+_RIGHTS = Path(__file__).parents[1] / "docs" / "kubernetes"
+_COMPILER = "org.codehaus.janino.SimpleCompiler"
+_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+_UPSTREAM = "from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator"
+_OURS = "from durable_spark.operators.spark_submit import SparkSubmitOperator"
+_SCRIPT = 'shift $(($# - 2)); echo begun; sleep "$1"; echo exiting with "$2"; exit "$2"'
+"""Of a driver pod: what spark-submit gives the container as arguments ends with the application's own two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job by its cluster's own record."""
+
+    id: str
+    state: str
+    """``running``, ``succeeded``, ``failed``, ``killed`` or ``gone``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """The three clusters as ``spark-submit`` is told of them."""
+
+    standalone: StandaloneCluster
+    kubernetes: KubernetesCluster
+    yarn: YarnCluster
+    directory: Path
+    """For files that ``spark-submit`` reads."""
+
+    def connections(self) -> dict[str, dict[str, Any]]:
+        """Return connections of the Spark provider's type, as its users have them."""
+        own = {
+            "standalone": self.standalone.connection(),
+            "yarn": self.yarn.connection(),
+            "kubernetes": self.kubernetes.connection(),
+        }
+        return {f"submit_{name}": _upstream_connection(connection) for name, connection in own.items()}
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of a worker on which ``spark-submit`` is installed."""
+        notes = self.directory / "notes"
+        notes.mkdir(exist_ok=True)
+        environment = self.yarn.environment()
+        changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+        for name in ("HADOOP_CONF_DIR", "SPARK_LAUNCHER_OPTS", "SPARK_SUBMIT_OPTS"):
+            del changed[name]  # the first is given by the Dag, as upstream's users may; the others are ours to set
+        token = self.kubernetes.token_for("spark-submit", _documented_rights(), lifetime=6 * 3600)
+        kubeconfig = str(self.kubernetes.kubeconfig(self.directory / "kubeconfig", token=token))
+        return {
+            **changed,
+            "PATH": os.pathsep.join([str(self.yarn.spark.home / "bin"), os.environ["PATH"]]),
+            "KUBECONFIG": kubeconfig,
+            "AIRFLOW__KUBERNETES_EXECUTOR__IN_CLUSTER": "False",  # where upstream's operator looks
+            "AIRFLOW__KUBERNETES_EXECUTOR__CONFIG_FILE": kubeconfig,
+            "SUBMIT_ARGUMENTS": json.dumps(self.arguments()),
+            "SUBMIT_NOTES": str(notes),
+        }
+
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """Return the arguments of upstream's operator on each cluster; the application takes seconds and exit code."""
+        jar = self.directory / "nothing.jar"
+        with zipfile.ZipFile(jar, "w") as archive:
+            archive.writestr("nothing", "")
+        quick = {"spark.driver.extraJavaOptions": _QUICK_JVM}
+        return {
+            "standalone": {
+                "application": str(jar),
+                "java_class": _COMPILER,
+                "application_args": [str(APPS / "Driver.java"), "Driver"],
+                "driver_memory": "128m",
+                "conf": quick,
+            },
+            "yarn": {
+                "application": str(jar),
+                "java_class": _COMPILER,
+                "application_args": [str(APPS / "SparkDriver.java"), "SparkDriver"],
+                "conf": _without_executors(self.yarn.spark_conf()),
+                "env_vars": {"HADOOP_CONF_DIR": str(self.yarn.conf_dir)},
+                "yarn_track_via_rm_api": True,
+            },
+            "kubernetes": {
+                "application": "local:///nothing.jar",
+                "java_class": "Nothing",
+                "conf": {
+                    **self.kubernetes.conf(),
+                    "spark.kubernetes.driver.podTemplateFile": str(self._pod_template()),
+                },
+                "track_driver_via_k8s_api": True,
+            },
+        }
+
+    def command(self, cluster: str, *, seconds: float) -> list[str]:
+        """Return a command line of ``spark-submit``, which does not wait for the job."""
+        arguments = self.arguments()[cluster]
+        masters = {"standalone": self.standalone.url, "yarn": "yarn", "kubernetes": f"k8s://{self.kubernetes.url}"}
+        conf = {
+            **arguments["conf"],
+            "spark.yarn.submit.waitAppCompletion": "false",
+            "spark.kubernetes.submission.waitAppCompletion": "false",
+            "spark.kubernetes.namespace": self.kubernetes.namespace,
+        }
+        command = [str(self.yarn.spark.home / "bin" / "spark-submit"), "--master", masters[cluster]]
+        command += ["--deploy-mode", "cluster", "--class", arguments["java_class"]]
+        if "driver_memory" in arguments:
+            command += ["--driver-memory", arguments["driver_memory"]]
+        command += [part for name, value in conf.items() for part in ("--conf", f"{name}={value}")]
+        return [*command, arguments["application"], *arguments.get("application_args", ()), str(seconds), "0"]
+
+    def jobs(self, cluster: str) -> list[Job]:
+        """Return all jobs that the cluster has ever had, the oldest first."""
+        return list({"standalone": self._drivers, "yarn": self._applications, "kubernetes": self._pods}[cluster]())
+
+    def kill(self, cluster: str, job: Job) -> None:
+        """End a job without any of the package's code."""
+        if cluster == "standalone":
+            self.standalone.kill_driver(job.id)
+        elif cluster == "yarn":
+            self.yarn.kill_app(job.id)
+        else:
+            self.kubernetes.delete_pod(job.id.partition(":")[2])
+        wait_until(
+            lambda: job.id not in {j.id for j in self.jobs(cluster) if j.state == "running"}, 60, f"{job} to end"
+        )
+
+    def _drivers(self) -> list[Job]:
+        states = {"FINISHED": "succeeded", "FAILED": "failed", "ERROR": "failed", "KILLED": "killed"}
+        return [Job(driver.id, states.get(driver.state, "running")) for driver in self.standalone.drivers()]
+
+    def _applications(self) -> list[Job]:
+        ends = {"SUCCEEDED": "succeeded", "FAILED": "failed", "KILLED": "killed"}
+        apps = sorted(self.yarn.apps(), key=lambda app: app.id)
+        return [Job(app.id, ends.get(app.final_status, "running")) for app in apps]
+
+    def _pods(self) -> list[Job]:
+        phases = {"Succeeded": "succeeded", "Failed": "failed"}
+        jobs = []
+        for created in self.kubernetes.created_pods():
+            try:
+                pod = self.kubernetes.pod(created.name)
+                same = pod["metadata"]["uid"] == created.uid
+                state = phases.get(pod["status"]["phase"], "running") if same else "gone"
+            except RequestFailed as error:
+                if error.status != 404:
+                    raise
+                state = "gone"
+            jobs.append(Job(f"{created.namespace}:{created.name}", state))
+        return jobs
+
+    def _pod_template(self) -> Path:
+        path = self.directory / "driver.yaml"
+        container = {"name": "driver", "command": ["sh", "-c", _SCRIPT]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
+        }
+        path.write_text(yaml.safe_dump(pod))
+        return path
+
+
+def _documented_rights() -> list[dict[str, Any]]:
+    """Return the rules that the documentation asks for, of whoever runs ``spark-submit`` and follows its jobs."""
+    rules: list[dict[str, Any]] = []
+    for name, role in (("rbac.yaml", "airflow"), ("rbac-spark-submit.yaml", "spark-submit")):
+        for manifest in yaml.safe_load_all((_RIGHTS / name).read_text()):
+            if manifest["kind"] == "Role" and manifest["metadata"]["name"] == role:
+                rules += manifest["rules"]
+    return rules
+
+
+def change_import(source: str) -> str:
+    """Return a Dag file with nothing but its import changed, from upstream's operator to ours."""
+    assert source.count(_UPSTREAM) == 1
+    return source.replace(_UPSTREAM, _OURS)
+
+
+def _upstream_connection(connection: dict[str, Any]) -> dict[str, Any]:
+    extra = {name: value for name, value in connection["extra"].items() if name not in ("ca",)}
+    return {
+        **{name: value for name, value in connection.items() if name != "password"},
+        "conn_type": "spark",
+        "extra": {**extra, "deploy-mode": "cluster"},
+    }
+
+
+def _without_executors(conf: dict[str, str]) -> dict[str, str]:
+    dynamic = "spark.dynamicAllocation"
+    return {
+        **{name: value for name, value in conf.items() if name != "spark.executor.instances"},
+        f"{dynamic}.enabled": "true",
+        f"{dynamic}.shuffleTracking.enabled": "true",
+        f"{dynamic}.minExecutors": "0",
+        f"{dynamic}.initialExecutors": "0",
+        f"{dynamic}.maxExecutors": "1",
+    }
