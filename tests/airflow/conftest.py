@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -17,16 +17,20 @@ import durable_spark.example_dags
 from dev.airflow import IMPATIENT, Airflow, TaskInstance
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
+from tests.clusters import CLUSTERS, Clusters, change_import
+from tests.conftest import or_none
 
 if TYPE_CHECKING:
     from dev.kubernetes import KubernetesCluster
     from dev.spark import Driver, StandaloneCluster
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+SUBMIT_DAG = Path(__file__).with_name("submit_dag.py")
 DAGS = (
     "blocking",
     "durable_spark_example",
     "durable_spark_kubernetes_example",
+    "durable_spark_submit_example",
     "keeping",
     "life",
     "limited",
@@ -58,6 +62,10 @@ class Stage:
     service_port: int
     kubernetes: KubernetesCluster | None
     """Known to the connection ``kubernetes``. Nothing where one cannot be had."""
+    submit: Clusters | None
+    """What ``spark-submit`` submits to, where there are all of them."""
+    dags: Path
+    """The folder of the Dag files."""
 
     def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
         """Trigger a run."""
@@ -143,17 +151,14 @@ class Run:
 @pytest.fixture(scope="session")
 def kubernetes(request: pytest.FixtureRequest) -> KubernetesCluster | None:
     """Return the cluster whose pods run; ``None`` instead of skipping all that needs an Airflow."""
-    try:
-        cluster: KubernetesCluster = request.getfixturevalue("kubernetes_cluster")
-    except pytest.skip.Exception:
-        return None
-    return cluster
+    return cast("KubernetesCluster | None", or_none(request, "kubernetes_cluster"))
 
 
 @pytest.fixture(scope="session")
 def stage(
     standalone_cluster: StandaloneCluster,
     kubernetes: KubernetesCluster | None,
+    submit_clusters: Clusters | None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stage]:
     dags = tmp_path_factory.mktemp("dags")
@@ -179,6 +184,15 @@ def stage(
                 history_url="https://history.invalid/{app_id}",
             )
             env["KUBERNETES_CONF"] = json.dumps(kubernetes.conf())
+        expected = list(DAGS)
+        if submit_clusters is not None:
+            connections.update(submit_clusters.connections())
+            env.update(submit_clusters.environment())
+            (dags / "dropin.py").write_text(change_import(SUBMIT_DAG.read_text()))
+            expected += [f"dropin_{cluster}" for cluster in CLUSTERS]
+            for cluster in CLUSTERS:
+                (dags / f"changing_{cluster}.py").write_text(SUBMIT_DAG.read_text())
+                expected.append(f"changing_{cluster}_{cluster}")
         with Airflow(
             dags,
             port=port,
@@ -190,11 +204,21 @@ def stage(
             config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60}},
             env=env,
         ) as airflow:
-            for dag in DAGS:
+            for dag in expected:
                 airflow.wait_for_dag(dag)
             # No file changes any more. It writes every second, and SQLite has one writer at a time.
             airflow.dag_processor.kill()
-            yield Stage(airflow, standalone_cluster, execution_api, rest, processes, service_port, kubernetes)
+            yield Stage(
+                airflow=airflow,
+                cluster=standalone_cluster,
+                execution_api=execution_api,
+                rest=rest,
+                processes=processes,
+                service_port=service_port,
+                kubernetes=kubernetes,
+                submit=submit_clusters,
+                dags=dags,
+            )
     shutil.rmtree(dags, ignore_errors=True)
 
 
