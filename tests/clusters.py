@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dev.spark import StandaloneCluster
     from dev.yarn import YarnCluster
 
-__all__ = ["CLUSTERS", "Clusters", "Job", "change_import"]
+__all__ = ["CLUSTERS", "Clusters", "Job", "change_import", "spark_submits"]
 
 CLUSTERS = ("standalone", "kubernetes", "yarn")
 APPS = Path(__file__).parent / "apps"
@@ -195,6 +195,22 @@ def _documented_rights() -> list[dict[str, Any]]:
             if manifest["kind"] == "Role" and manifest["metadata"]["name"] == role:
                 rules += manifest["rules"]
     return rules
+
+
+def spark_submits(mark: str) -> list[int]:
+    """Return the processes of ``spark-submit`` with a word in their command line or environment, the guard included."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (directory / "cmdline").read_bytes()
+            marked = mark.encode() in command + (directory / "environ").read_bytes()
+        except OSError:
+            continue
+        if marked and any(
+            word in command for word in (b"SparkSubmit", b"spark-submit", b"_guard.py", b"launcher.Main")
+        ):
+            found.append(int(directory.name))
+    return found
 
 
 def change_import(source: str) -> str:

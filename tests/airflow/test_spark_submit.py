@@ -18,7 +18,7 @@ import pytest
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, SUBMIT_DAG, Run, Stage
 from tests.airflow.test_retry import LAST_LOOK
-from tests.clusters import CLUSTERS, Clusters, Job, change_import
+from tests.clusters import CLUSTERS, Clusters, Job, change_import, spark_submits
 
 if TYPE_CHECKING:
     from dev.proxy import Hold
@@ -159,6 +159,23 @@ def test_failed_is_submitted_again(on_each_cluster: OnEachCluster) -> None:
         assert "Prior job in terminal state" in job.life.log(2)
         assert "exiting with 3" in job.life.logs(), "the end of the driver's log"
         assert job.notes() == ["2", "2", "3"], "once for each end: of the dead try's job, and of each that followed"
+
+    on_each_cluster(scene)
+
+
+# --- while spark-submit runs
+
+
+def test_marked_by_a_person_it_is_killed_and_so_is_what_it_submitted(on_each_cluster: OnEachCluster) -> None:
+    def scene(on: Scene) -> None:
+        job = on.submit("dropin", seconds="600")
+        record = wait_until(lambda: job.life.store().get("durable_spark"), 60, "the intent", interval=0.1)
+        token = record["submission"]["token"]
+        wait_until(lambda: spark_submits(token), 30, "spark-submit to run", interval=0.05)
+        on.stage.airflow.set_state(*job.life.key, "failed")
+        wait_until(lambda: not spark_submits(token), 15, "spark-submit to be killed", interval=0.1)
+        wait_until(lambda: all(each.state != "running" for each in job.jobs()), 30, "no job to be left", interval=0.2)
+        assert len(job.jobs()) <= 1
 
     on_each_cluster(scene)
 

@@ -24,7 +24,7 @@ from airflow.sdk import DAG
 
 from dev.processes import wait_until
 from durable_spark.operators.spark_submit import SparkSubmitOperator
-from tests.clusters import CLUSTERS, Clusters, Job
+from tests.clusters import CLUSTERS, Clusters, Job, spark_submits
 from tests.crash.tries import Task
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Killing:
         task = self.task()
         time.sleep(slice_ * SLICE)  # the instant is what is tested
         task.kill()
-        wait_until(lambda: not self.spark_submits(), 2, "spark-submit to die with its task", interval=0.01)
+        wait_until(lambda: not spark_submits(self.mark), 2, "spark-submit to die with its task", interval=0.01)
         time.sleep(SETTLED)
         after_kill = self.jobs()
         assert len(after_kill) <= 1, after_kill
@@ -113,21 +113,6 @@ class Killing:
         if others:
             return "half submitted"
         return "submitted" if after_kill else "nothing"
-
-    def spark_submits(self) -> list[int]:
-        """Return the processes of spark-submit on this machine's side, by their environment."""
-        found = []
-        for directory in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (directory / "cmdline").read_bytes()
-                ours = self.mark.encode() in (directory / "environ").read_bytes()
-            except OSError:
-                continue
-            if ours and any(
-                word in command for word in (b"SparkSubmit", b"spark-submit", b"_guard.py", b"launcher.Main")
-            ):
-                found.append(int(directory.name))
-        return found
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)

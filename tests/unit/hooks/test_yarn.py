@@ -255,6 +255,18 @@ async def test_restarted_between_the_questions(yarn: FakeYarn, yarn_hook: QuickY
             await yarn_hook.find_owned("prod")
 
 
+async def test_deposed_between_the_questions(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
+    """The same process, but what it knew when it was asked is not what its successor knows."""
+
+    async def hand_over(request: web.Request) -> web.StreamResponse:
+        answer = yarn.manager.info()
+        yarn.manager.state = "STANDBY"
+        return answer
+
+    yarn.manager.handler, yarn.manager.on_info = yarn.manager.answer, hand_over
+    assert await state_of(yarn_hook, UNKNOWN) is JobState.UNKNOWN
+
+
 async def test_just_started(yarn: FakeYarn, connect_yarn: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """ACTIVE, and started a moment ago: not believed either."""
     monkeypatch.setattr(QuickYarnHook, "recovery_time", 10.0)

@@ -163,7 +163,9 @@ async def test_a_job_that_is_in_no_list_is_asked_for(yarn: FakeYarn, follow: Cal
     yarn.manager.apps[app_id(1)]["finishedTime"] = int(NOW - 86400) * 1000
     del yarn.manager.apps[app_id(2)]
     assert await stream.next() == {job(1): JobState.KILLED, job(2): JobState.ABSENT}
+    requests(yarn)
     assert await stream.next() == {job(1): JobState.KILLED, job(2): JobState.ABSENT}, "an absence is said twice"
+    assert not [path for path in requests(yarn) if app_id(1) in path], "an end stays an end"
 
 
 async def test_a_job_that_joins_late(yarn: FakeYarn, follow: Callable[..., Stream]) -> None:
