@@ -214,6 +214,8 @@ class Link(str, enum.Enum):
     """The job on the cluster's own page."""
     LOG = "log"
     """The log of its driver."""
+    TRACKING = "tracking"
+    """The application's own page while it runs: the Spark UI."""
     HISTORY = "history"
     """The application in the Spark history server."""
 

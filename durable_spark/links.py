@@ -1,5 +1,5 @@
 """
-The buttons on a task's page in Airflow: the job and its log.
+The buttons on a task's page in Airflow: the job, its log, its own pages.
 
 A link is kept in XCom under :attr:`durable_spark.jobs.Link.xcom_key`. The operator pushes what is known
 before it defers, and the trigger what becomes known later (a driver has no log before it has a worker);
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["JobHistoryLink", "JobLink", "JobLogLink"]
+__all__ = ["JobHistoryLink", "JobLink", "JobLogLink", "JobTrackingLink"]
 
 
 class _StoredLink(BaseOperatorLink):
@@ -48,6 +48,13 @@ class JobLogLink(_StoredLink):
 
     name = "Driver log"
     link = Link.LOG
+
+
+class JobTrackingLink(_StoredLink):
+    """The application's own page while it runs."""
+
+    name = "Spark UI"
+    link = Link.TRACKING
 
 
 class JobHistoryLink(_StoredLink):

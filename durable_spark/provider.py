@@ -61,6 +61,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [
             "durable_spark.links.JobLink",
             "durable_spark.links.JobLogLink",
+            "durable_spark.links.JobTrackingLink",
             "durable_spark.links.JobHistoryLink",
         ],
         "config": {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import secrets
+import hashlib
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -62,6 +62,11 @@ class Keytab:
         if not self._content.startswith(_BEGINNING_OF_KEYTABS):
             raise ValueError("its content is not that of a keytab")
 
+    @property
+    def identity(self) -> str:
+        """What tells it from another one, without showing it."""
+        return str(self.path) if self.path else hashlib.sha256(self._content).hexdigest()
+
     @contextmanager
     def file(self) -> Iterator[str]:
         """Have it as a file, for as long as the context is open; one that is made has the mode 0600."""
@@ -109,8 +114,10 @@ class Negotiator:
     def __init__(self, *, principal: str | None = None, keytab: Keytab | None = None) -> None:
         self._principal = principal
         self._keytab = keytab
-        # Of our own and in memory: the default cache belongs to whoever runs kinit, or 'airflow kerberos'.
-        self._cache = f"MEMORY:durable-spark-{secrets.token_hex(8)}"
+        # In memory and of our own: the default cache belongs to whoever runs kinit, or 'airflow kerberos'. One for all
+        # hooks with this key: a feed makes hook after hook in an outage, and such a cache lives as long as the process.
+        whose = hashlib.sha256(f"{principal}\0{keytab.identity if keytab else ''}".encode()).hexdigest()[:16]
+        self._cache = f"MEMORY:durable-spark-{whose}"
 
     async def begin(self, host: str) -> Handshake:
         """

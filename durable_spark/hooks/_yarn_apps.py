@@ -213,7 +213,7 @@ def parse_app(entry: Any, *, page: str, history: str | None) -> App:
         app_id, state, final = _text(entry["id"]), _text(entry["state"]), _text(entry.get("finalStatus") or "UNDEFINED")
         logs = _container(entry.get("amContainerLogs"))
         ended = state in ENDED_STATES
-        links = _links(app_id, page=page, history=history, logs=logs, tracking=entry.get("trackingUrl"))
+        links = _links(app_id, page=page, history=history, logs=logs, tracking=entry.get("trackingUrl"), ended=ended)
         return _app(
             app_id,
             _status(app_id, state, final, _text(entry.get("diagnostics") or ""), links),
@@ -279,15 +279,18 @@ def _status(app_id: str, state: str, final: str, diagnostics: str, links: Mappin
 
 
 def _links(
-    app_id: str, *, page: str, history: str | None, logs: tuple[str, str] | None, tracking: Any
+    app_id: str, *, page: str, history: str | None, logs: tuple[str, str] | None, tracking: Any, ended: bool
 ) -> Mapping[Link, str]:
     links = {Link.JOB: f"{page}{app_id}"}
     if logs is not None:
         origin, container = logs
         links[Link.LOG] = f"{origin}/node/containerlogs/{container}"
+    own = is_web_address(tracking) and "/cluster/app/" not in tracking  # else it is the link JOB over again
+    if own and not ended:
+        links[Link.TRACKING] = tracking
     if history is not None:
         links[Link.HISTORY] = history.format(app_id=app_id)
-    elif is_web_address(tracking) and "/cluster/app/" not in tracking:  # else it is the link JOB over again
+    elif own and ended:  # Spark leaves its history server's page there (spark.yarn.historyServer.address)
         links[Link.HISTORY] = tracking
     return links
 

@@ -41,7 +41,7 @@ ADDRESS = "yarn_resourcemanager_webapp_address"
 TIMELINE_ADDRESS = "yarn-timeline-address"
 HTTP_PORT, HTTPS_PORT = 8088, 8090
 INFO_LIMIT = 1 << 20
-INFO_TIMEOUT = 10.0
+INFO_TIMEOUT = 5.0
 """Seconds in which a ResourceManager must say who it is."""
 KNOX_SERVICE = "/resourcemanager"
 """How the path of a ResourceManager behind Apache Knox ends; what follows there is ``/v1``, without ``/ws``."""

@@ -135,8 +135,8 @@ class YarnHook(SparkCliHook):
         The evidence: ``last_ended``, the application that ended last, whosever it is; ``manager`` and ``started``, who
         is active and since when its process lives.
         """
-        properties = {TAGS_KEY: tags_with_ours(conf.get(TAGS_KEY) or "", submission), WAIT_KEY: "false"}
-        if (conf.get(WAIT_KEY) or "").strip().lower() == "true":
+        properties = {TAGS_KEY: tags_with_ours(str(conf.get(TAGS_KEY) or ""), submission), WAIT_KEY: "false"}
+        if str(conf.get(WAIT_KEY)).strip().lower() == "true":
             self.log.info("%s=true is not heeded: the triggerer waits, not spark-submit", WAIT_KEY)
         if not conf.get(ATTEMPTS_KEY):
             properties[ATTEMPTS_KEY] = "1"  # YARN's own default, 2, runs the user's code twice inside one job

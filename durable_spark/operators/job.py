@@ -63,7 +63,7 @@ from durable_spark.jobs import (
     Verdict,
     new_token,
 )
-from durable_spark.links import JobHistoryLink, JobLink, JobLogLink
+from durable_spark.links import JobHistoryLink, JobLink, JobLogLink, JobTrackingLink
 from durable_spark.operators._conversation import Conversation, first_event
 from durable_spark.operators._store import (
     Superseded,
@@ -131,7 +131,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     template_fields: Sequence[str] = ("job", "conn_id")
     ui_color = "#ffe8d6"
-    operator_extra_links = (JobLink(), JobLogLink(), JobHistoryLink())
+    operator_extra_links = (JobLink(), JobLogLink(), JobTrackingLink(), JobHistoryLink())
     external_id_key = "durable_job_id"
 
     def __init__(

@@ -21,7 +21,10 @@ PI = Path(__file__).parents[2] / "dev" / "apps" / "pi.py"
         (["get", "airflow-provider-durable-spark"], ["0.1.0"]),
         (["hooks"], ["durable_spark", "durable_spark.hooks.spark.SparkHook"]),
         (["triggers"], ["durable_spark.triggers.job"]),
-        (["links"], [f"durable_spark.links.{link}" for link in ("JobLink", "JobLogLink", "JobHistoryLink")]),
+        (
+            ["links"],
+            [f"durable_spark.links.{link}" for link in ("JobLink", "JobLogLink", "JobTrackingLink", "JobHistoryLink")],
+        ),
     ],
 )
 def test_airflow_knows_the_provider(stage: Stage, command: list[str], expected: list[str]) -> None:

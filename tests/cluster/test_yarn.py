@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from dev.kerberos import KeyDistributionCenter, ensure_gssapi
-from dev.processes import wait_until
+from dev.processes import wait_until, wait_until_async
 from dev.yarn import YarnCluster
 from durable_spark.hooks.yarn import YarnHook
 from durable_spark.jobs import (
@@ -350,7 +350,11 @@ async def whole_life(hook: YarnHook, cluster: YarnCluster) -> None:
     submission, job = await send(hook, cluster)
     await until(hook, job, JobState.RUNNING)
     assert isinstance(await hook.find(submission), Found)
-    assert "sleeping 600 s" in await hook.log_tail(job, 20), "the NodeManager asks for a ticket of its own"
+
+    async def sleeps() -> bool:
+        return "sleeping 600 s" in await hook.log_tail(job, 20)
+
+    await wait_until_async(sleeps, 30, "the log, from a NodeManager that asks for a ticket of its own")
     status = (await hook.poll([job, UNKNOWN]))[job]
     assert status.links[Link.JOB] == f"{cluster.web()}/cluster/app/{job}"
     await hook.kill(job)
@@ -436,8 +440,8 @@ async def test_a_cookie_that_no_server_knows_any_more(
 
 @pytest.mark.usefixtures("no_ticket")
 async def test_a_kdc_that_is_gone(guarded: YarnCluster, realm: KeyDistributionCenter, connect: Connect) -> None:
-    """The last test with this realm."""
-    hook: EagerHook = connect(guarded.connection(keytab=str(realm.keytab("airflow"))), EagerHook)
+    """Of a principal that has no ticket yet. The last test with this realm."""
+    hook: EagerHook = connect(guarded.connection(keytab=str(realm.keytab("other"))), EagerHook)
     realm.server.kill()
     with pytest.raises(ClusterUnreachable, match="KDC"):
         await hook.check()

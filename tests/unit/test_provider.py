@@ -17,7 +17,7 @@ from durable_spark.hooks.spark import SparkHook
 from durable_spark.hooks.standalone import StandaloneHook
 from durable_spark.hooks.yarn import YarnHook
 from durable_spark.jobs import Link
-from durable_spark.links import JobHistoryLink, JobLink, JobLogLink
+from durable_spark.links import JobHistoryLink, JobLink, JobLogLink, JobTrackingLink
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark import SparkJobOperator
 from durable_spark.operators.spark_submit import SparkSubmitOperator
@@ -27,6 +27,7 @@ from durable_spark.triggers.job import JobTrigger
 LINKS = [
     (JobLink, "Job", "durable_spark_job_link"),
     (JobLogLink, "Driver log", "durable_spark_log_link"),
+    (JobTrackingLink, "Spark UI", "durable_spark_tracking_link"),
     (JobHistoryLink, "Spark history", "durable_spark_history_link"),
 ]
 

@@ -97,16 +97,25 @@ def test_recorded() -> None:
     assert dict(app.status.links) == {
         Link.JOB: f"{PAGE}{app.id}",
         Link.LOG: "http://localhost:20245/node/containerlogs/container_1795663815040_0003_01_000001",
-        Link.HISTORY: f"http://localhost:26321/proxy/{app.id}/",
+        Link.TRACKING: f"http://localhost:26321/proxy/{app.id}/",
     }
     failed = parse(recorded_json("yarn-app-failed.json")["app"])
     assert (failed.status.raw, failed.status.message) == ("FINISHED/FAILED", "User application exited with status 3")
     assert failed.finished == 1795663835651
 
 
-def test_the_history_server_of_the_connection_goes_before_the_tracking_url() -> None:
-    links = parse(row(1), history="https://history/history/{app_id}/jobs").status.links
-    assert links[Link.HISTORY] == f"https://history/history/{app_id(1)}/jobs"
+def test_the_tracking_url_is_the_spark_ui_while_it_runs_and_its_history_afterwards() -> None:
+    url, template = "http://rm/proxy/x/", "https://history/history/{app_id}/jobs"
+    running, ended = row(1, trackingUrl=url), row(1, "FINISHED", "SUCCEEDED", trackingUrl=url)
+    page = template.format(app_id=app_id(1))
+    assert {link: parse(running).status.links.get(link) for link in (Link.TRACKING, Link.HISTORY)} == {
+        Link.TRACKING: url,
+        Link.HISTORY: None,
+    }
+    assert Link.TRACKING not in parse(ended).status.links
+    assert parse(ended).status.links[Link.HISTORY] == url
+    assert parse(running, history=template).status.links[Link.HISTORY] == page
+    assert parse(ended, history=template).status.links[Link.HISTORY] == page
 
 
 @pytest.mark.parametrize(

@@ -365,9 +365,11 @@ async def test_a_keytab(secure: FakeYarn, connect_yarn: Connect, kerberos: FakeK
     content = b"\x05\x02the key"
     (tmp_path / "airflow.keytab").write_bytes(content)
     for keytab in (base64.encodebytes(content).decode(), str(tmp_path / "airflow.keytab")):
-        await connect_yarn(secure.connection(principal="airflow@R", keytab=keytab)).check()
-    assert kerberos.keytabs == [content, content]
-    first, second = kerberos.credentials
+        for _ in range(2):
+            await connect_yarn(secure.connection(principal="airflow@R", keytab=keytab)).check()
+    assert kerberos.keytabs == [content] * 4
+    first, again, second, _ = kerberos.credentials
+    assert first["store"]["ccache"] == again["store"]["ccache"], "such a cache lives as long as the process"
     assert first["name"] == "airflow@R"
     assert first["usage"] == "initiate"
     assert all(each["store"]["ccache"].startswith("MEMORY:") for each in (first, second)), "nobody else's cache"
