@@ -36,10 +36,7 @@ def test_airflow_knows_the_provider(stage: Stage, command: list[str], expected: 
 def test_the_connection_form(stage: Stage) -> None:
     forms = stage.airflow._request("GET", "/ui/connections/hook_meta")
     form = next(form for form in forms if form["connection_type"] == "durable_spark")
-    assert {name for name, field in form["standard_fields"].items() if field and field["hidden"]} == {
-        "url_schema",
-        "login",
-    }
+    assert {name for name, field in form["standard_fields"].items() if field and field["hidden"]} == {"url_schema"}
     assert set(form["extra_fields"]) == set(CONN_FIELDS)
 
 
