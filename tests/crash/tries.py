@@ -85,11 +85,7 @@ class Task:
 
     def store(self) -> dict[str, Any]:
         """Return what is in the task state store."""
-        try:
-            value: dict[str, Any] = json.loads((self.directory / "store").read_text())
-        except FileNotFoundError:
-            return {}
-        return value
+        return _stored(self.directory)
 
     def log(self) -> str:
         """Return what all tries have written."""
@@ -119,6 +115,14 @@ class Task:
             ExecutorSafeguard.tracker.reset(token)
 
 
+def _stored(directory: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads((directory / "store").read_text())
+    except FileNotFoundError:
+        return {}
+    return value
+
+
 class _Try:
     """What ``context["ti"]`` and the task state store are to the operator."""
 
@@ -144,29 +148,22 @@ class _Try:
     def _fenced(self) -> bool:
         return int((self._directory / "current").read_text()) != self.try_number
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = json.loads((self._directory / "store").read_text())
-        except FileNotFoundError:
-            return {}
-        return value
-
     def _write(self, store: Mapping[str, Any]) -> None:
         new = self._directory / f"store-{self.try_number}"
         new.write_text(json.dumps(store))
         new.rename(self._directory / "store")  # whole or not at all, whenever this process is killed
 
     def get(self, key: str, default: Any = None) -> Any:
-        return default if self._fenced else self._read().get(key, default)
+        return default if self._fenced else _stored(self._directory).get(key, default)
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
         if self._fenced:
             raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": 404}))
-        self._write({**self._read(), key: value})
+        self._write({**_stored(self._directory), key: value})
 
     def delete(self, key: str) -> None:
         if not self._fenced:
-            self._write({name: value for name, value in self._read().items() if name != key})
+            self._write({name: value for name, value in _stored(self._directory).items() if name != key})
 
     def xcom_push(self, key: str, value: Any) -> None:
         self._xcoms[key] = value
