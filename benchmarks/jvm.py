@@ -133,6 +133,7 @@ def _ours(operator: SparkSubmitOperator, hook: Any) -> float:
                 submission=plan.submission,
                 on_line=lambda line: hook._process_spark_submit_log(iter([line])),
                 on_job=lambda _: None,
+                output_is_proof=plan.output_is_proof,
             )
             began = time.perf_counter()
             if await one.wait() != 0 or one.job is None:

@@ -34,11 +34,15 @@ class CliSubmission:
     :param conf: Spark properties to set on the command line, over those of the same name.
     :param environment_stays: whether the environment of ``spark-submit`` stays on the worker, so that it may be
         given options for its own JVM. On a standalone cluster it becomes the driver's.
+    :param output_is_proof: whether :meth:`SparkCliHook.job_in` alone proves whose job it is; ``False`` where something
+        else may say the same of another job (a site's ``spark-submit`` that runs ``distcp`` first), and
+        :meth:`SparkCliHook.glimpse` can tell.
     """
 
     submission: Submission
     conf: Mapping[str, str]
     environment_stays: bool = True
+    output_is_proof: bool = True
 
 
 class SparkCliHook(JobHook):
@@ -59,7 +63,7 @@ class SparkCliHook(JobHook):
         """
 
     def job_in(self, line: str, submission: Submission) -> JobRef | None:
-        """Return the job, if this line of the output of ``spark-submit`` vouches that the cluster has it."""
+        """Return the job, if this line of the output of ``spark-submit`` vouches that the cluster has one."""
         return None
 
     async def glimpse(self, submission: Submission) -> JobRef | None:

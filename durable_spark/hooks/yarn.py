@@ -148,7 +148,9 @@ class YarnHook(SparkCliHook):
             "last_ended": last.id if last else "",
         }
         return CliSubmission(
-            submission=dataclasses.replace(submission, cluster_time=info.time, evidence=evidence), conf=properties
+            submission=dataclasses.replace(submission, cluster_time=info.time, evidence=evidence),
+            conf=properties,
+            output_is_proof=False,  # what runs before spark-submit in a script may submit applications of its own
         )
 
     def job_in(self, line: str, submission: Submission) -> JobRef | None:

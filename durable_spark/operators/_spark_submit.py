@@ -55,6 +55,7 @@ class SparkSubmitRun:
     :param submission: that it submits.
     :param on_line: called with each line of the output, standard error included.
     :param on_job: called once with the job, as soon as the cluster is known to have it.
+    :param output_is_proof: whether the output alone proves whose job it is; else it is only a reason to look.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class SparkSubmitRun:
         submission: Submission,
         on_line: Callable[[str], None],
         on_job: Callable[[JobRef], None],
+        output_is_proof: bool = True,
     ) -> None:
         self.job: JobRef | None = None
         self._command = command
@@ -74,6 +76,8 @@ class SparkSubmitRun:
         self._submission = submission
         self._on_line = on_line
         self._on_job = on_job
+        self._output_is_proof = output_is_proof
+        self._hint = asyncio.Event()
         self._known = asyncio.Event()
         self._group: int | None = None
         self._sent_away = False
@@ -111,6 +115,7 @@ class SparkSubmitRun:
         reading = asyncio.ensure_future(self._read(output))
         looking = asyncio.ensure_future(self._look())
         lingering = asyncio.ensure_future(self._end_lingering())
+        orphaned = asyncio.ensure_future(self._end_with_the_supervisor())
         try:
             await asyncio.wait([exiting, reading], return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
@@ -122,9 +127,9 @@ class SparkSubmitRun:
             return 0 if self._sent_away else exiting.result()
         finally:
             self.kill()
-            for task in (reading, looking, lingering):
+            for task in (reading, looking, lingering, orphaned):
                 task.cancel()
-            await asyncio.gather(exiting, reading, looking, lingering, return_exceptions=True)
+            await asyncio.gather(exiting, reading, looking, lingering, orphaned, return_exceptions=True)
             pipe.close()
             await process.wait()
             self._group = None  # the number may be another's from now on
@@ -152,7 +157,9 @@ class SparkSubmitRun:
 
     async def _look(self) -> None:
         while self.job is None:
-            await asyncio.sleep(LOOK_INTERVAL)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._hint.wait(), LOOK_INTERVAL)
+            self._hint.clear()
             await self.look()
 
     async def _end_lingering(self) -> None:
@@ -161,6 +168,19 @@ class SparkSubmitRun:
         self._sent_away = True
         self._signal(signal.SIGINT)  # a JVM removes its temporary files
         await asyncio.sleep(GRACE)
+        self.kill()
+
+    async def _end_with_the_supervisor(self) -> None:
+        """
+        Kill the tool when the process that watches over this one dies: Airflow will then run the task again elsewhere.
+
+        A task's process lives on without its supervisor (tried on 3.3.2), and what it submitted would come beside the
+        job of the retry.
+        """
+        supervisor = os.getppid()
+        while os.getppid() == supervisor:  # noqa: ASYNC110 nothing announces it
+            await asyncio.sleep(LOOK_INTERVAL)
+        log.error("The process that watches over this task is dead: killing spark-submit")
         self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -184,7 +204,10 @@ class SparkSubmitRun:
         text = line.decode(errors="replace").rstrip("\r")
         self._on_line(text)
         if self.job is None and (ref := self._hook.job_in(text, self._submission)) is not None:
-            self._found(ref)
+            if self._output_is_proof:
+                self._found(ref)
+            else:
+                self._hint.set()
 
 
 def check_command(command: Sequence[str], env: Mapping[str, str]) -> None:

@@ -588,7 +588,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         for younger in found.younger:
             self.log.error("Killing %s: it carries the token of %s, and only one was meant", younger, found.status.job)
             self._save(context, record)
-            self._kill(younger)
+            try:
+                self._kill(younger)
+            except RequestRefused as error:  # it may be another user's, who has copied our labels
+                self.log.error("%s could not be killed, look at it yourself: %s", younger, error)
         return found
 
     def _kill(self, job: JobRef) -> None:

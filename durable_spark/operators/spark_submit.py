@@ -251,6 +251,8 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
 
         def note(ref: JobRef) -> None:
             self.log.info("The cluster has the job: %s", ref)
+            if not _is_whole(ref, intent.submission):
+                return
             try:
                 self._save(context, dataclasses.replace(intent, job=ref))
             except Exception as error:  # written again when spark-submit has left, which must not be kept from it
@@ -263,6 +265,7 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
             submission=intent.submission,
             on_line=lambda line: job._process_spark_submit_log(iter([line])),
             on_job=note,
+            output_is_proof=plan.output_is_proof,
         )
         began = time.monotonic()
         try:
@@ -291,6 +294,8 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
         """Return the job that came of a run of ``spark-submit`` that has ended by itself."""
         how = f"spark-submit ended with exit code {code}"
         ref = self._conversing.run(run.look()) or run.job
+        if ref is not None and not _is_whole(ref, intent.submission):
+            ref = None
         if ref is None and (found := self._find(context, intent)) is not None:
             ref = found.status.job
         if ref is not None:
@@ -317,9 +322,12 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
     def _last_looks(self, run: SparkSubmitRun, submission: Submission) -> JobRef | None:
         """Return the job of a run that was killed: a request that it has sent may still arrive."""
         talk, until = self._conversing, time.monotonic() + _LAST_LOOKS
-        while run.job is None and time.monotonic() < until - _LAST_LOOKS / 2 and talk.run(run.look()) is None:
+        known = run.job is not None and _is_whole(run.job, submission)
+        while (
+            not known and time.monotonic() < until - _LAST_LOOKS / 2 and not (known := talk.run(run.look()) is not None)
+        ):
             talk.run(asyncio.sleep(0.1))
-        if run.job is None:  # not every cluster shows it in a cheap look
+        if not known:  # not every cluster shows it in a cheap look
             with contextlib.suppress(DurableJobError, asyncio.TimeoutError):
                 found = talk.run(asyncio.wait_for(talk.hook.find(submission), until - time.monotonic()))
                 return found.status.job if isinstance(found, Found) else None
@@ -388,6 +396,11 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
             self.log.warning("The state of this task could not be read: %s", error)
             return False
         return state in ENDED_BY_A_PERSON
+
+
+def _is_whole(job: JobRef, submission: Submission) -> bool:
+    """Whether it names one job and no other: where the name was known beforehand, it takes the uid as well."""
+    return bool(job.uid) or submission.job is None
 
 
 def _understand_our_connections(hook: SparkSubmitHook) -> None:

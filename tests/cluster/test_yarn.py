@@ -257,7 +257,8 @@ async def test_forgotten_and_found_in_the_timeline(connect: Connect) -> None:
     with require(lambda: YarnCluster(timeline=True, yarn_site=few)) as cluster:
         hook: EagerHook = connect(cluster.connection(yarn_timeline_address=cluster.timeline_web), EagerHook)
         alone: EagerHook = connect(cluster.connection(), EagerHook)
-        first, _ = await send(hook, cluster, YarnJob())  # nothing had ended before: no witness
+        first, witness = await send(hook, cluster, YarnJob())  # nothing had ended before: no witness
+        await until(hook, witness, JobState.SUCCEEDED)  # what ends first is forgotten first
         submission, job = await send(hook, cluster, YarnJob(end="FAILED", diagnostics="one\ntwo"))
         ended = await until(hook, job, JobState.FAILED)
         assert await alone.find(await _never_sent(alone)) == Absent()

@@ -201,6 +201,22 @@ class TestRetry:
         assert job_of(instance.begin().execute()) == "job-1"
         assert service.kills == ["job-2"]
 
+    def test_one_that_may_not_be_killed_does_not_keep_the_job_from_being_followed(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        """Another user may have copied our labels."""
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.add(service.jobs["job-1"].token)
+
+        def refuse() -> None:
+            raise RequestRefused("alice may not")
+
+        service.before_kill = refuse
+        assert job_of(instance.begin().execute()) == "job-1"
+        assert service.running == ["job-1", "job-2"]
+
     @pytest.mark.parametrize(("permanent", "kind"), [(True, AirflowFailException), (False, AirflowException)])
     def test_uncertain_is_never_a_second_submission(
         self, instance: TaskInstance, service: Service, permanent: bool, kind: type[Exception]

@@ -113,6 +113,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(tries, "service", Service())
     monkeypatch.setattr(job_module, "_LOOK_AGAIN_AFTER", 0.0)
     monkeypatch.setattr(_spark_submit, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(_spark_submit, "LINGER", 60.0)  # a tool that is to be interrupted must not be sent away before
     monkeypatch.setattr(operator_module, "_LAST_LOOKS", 1.0)
     return tries.service
 
@@ -331,7 +332,7 @@ class TestArguments:
         assert sorted(again.task_ids) == ["many", "one"]
         one: Any = again.get_task("one")
         assert (one.task_type, one.conf) == ("SparkSubmitOperator", {"spark.a": "{{ ds }}"})
-        assert sorted(one.extra_links) == ["Driver log", "Job", "Spark history"]
+        assert sorted(one.extra_links) == ["Driver log", "Job", "Spark UI", "Spark history"]
 
     def test_a_mapped_task_is_one_of_ours(self) -> None:
         with DAG("dag", schedule=None) as dag:

@@ -263,6 +263,33 @@ Start = Callable[..., Run]
 
 
 class TestRun:
+    async def test_what_others_may_say_too_is_but_a_reason_to_look(self, start: Start, cluster: Cluster) -> None:
+        """A script that runs ``distcp`` before the real spark-submit: that is not our job."""
+        run = start(f"echo has job-1; sleep 0.3; echo has job-2; {UNTIL_GO}")
+        run.itself._output_is_proof = False
+        cluster.shown = lambda: JobRef("job-2") if "has job-2" in run.lines else None
+        assert await run.end() == 0
+        assert run.jobs == ["job-2"]
+
+    async def test_a_hint_is_followed_at_once(
+        self, start: Start, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_spark_submit, "LOOK_INTERVAL", 60.0)
+        run = start(f"echo has job-1; {UNTIL_GO}")
+        run.itself._output_is_proof = False
+        cluster.shown = lambda: JobRef("job-1")
+        assert await run.end() == 0
+        assert (run.jobs, cluster.looks) == (["job-1"], 1)
+
+    async def test_it_is_killed_when_the_supervisor_of_the_task_dies(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The task's process lives on without it, and Airflow runs the task elsewhere."""
+        parents = iter([1000, 1000, 1])
+        real = os.getppid()
+        monkeypatch.setattr(os, "getppid", lambda: next(parents, real))
+        assert await start("sleep 600").end() < 0
+
     async def test_returns_the_exit_code(self, start: Start) -> None:
         assert await start("exit 7").end() == 7
 
