@@ -87,7 +87,7 @@ class Applications:
     async def tagged(self, tag: str, *, states: Sequence[str] = (), ask: Ask | None = None) -> Listed:
         """Return the applications with a tag, in some states or in any."""
         wanted = f"&states={','.join(states)}" if states else ""
-        return await self._list(f"applicationTags={quote(tag, safe='')}{wanted}", ask)
+        return _with(tag, await self._list(f"applicationTags={quote(tag, safe='')}{wanted}", ask))
 
     async def active(self, ask: Ask | None = None) -> Listed:
         """Return the applications of ours that have not ended."""
@@ -95,7 +95,8 @@ class Applications:
 
     async def ended_since(self, time: float) -> Listed:
         """Return the applications of ours that have ended since some time, by the ResourceManager's clock."""
-        return await self._list(f"applicationTags={COMMON_TAG}&finishedTimeBegin={int(max(0.0, time) * 1000)}", None)
+        ended = f"applicationTags={COMMON_TAG}&finishedTimeBegin={int(max(0.0, time) * 1000)}"
+        return _with(COMMON_TAG, await self._list(ended, None))
 
     async def last_ended(self, now: float, ask: Ask) -> App | None:
         """Return the application, anybody's, that ended last; ``None`` if none has that is still known."""
@@ -146,6 +147,11 @@ class Applications:
                 self._lean = lean + 1
                 continue
             return answer, functools.partial(parse_app, page=manager.page, history=history)
+
+
+def _with(tag: str, listed: Listed) -> Listed:
+    """Return those that carry the tag: whoever stands in between may have dropped the question for it."""
+    return listed._replace(apps=[app for app in listed.apps if tag.lower() in app.tags])
 
 
 class Timeline:

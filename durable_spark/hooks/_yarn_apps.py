@@ -223,7 +223,7 @@ def parse_app(entry: Any, *, page: str, history: str | None) -> App:
             queue=entry.get("queue"),
             logs=logs,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InvalidAnswer(f"not the report of an application ({type(error).__name__}: {str(error)[:80]})") from error
 
 
@@ -246,7 +246,7 @@ def parse_past_app(entry: Any, *, history: str | None) -> App:
             queue=entry.get("queue"),
             logs=None,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InvalidAnswer(f"not the report of an application ({type(error).__name__}: {str(error)[:80]})") from error
 
 

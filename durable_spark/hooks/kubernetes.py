@@ -32,6 +32,7 @@ from durable_spark.hooks._kubernetes_cli import (
     BY_CLI,
     GONE_WITHIN,
     WAIT,
+    Place,
     delete_half,
     deployed_job,
     is_by_cli,
@@ -295,6 +296,8 @@ class KubernetesHook(SparkCliHook):
         """
         access = await self._api.access()
         place = place_in(conf, submission, namespace=access.namespace)
+        if submission.job is not None and (before := _parse(submission.job)) is not None:
+            place = Place(*before)  # it was sent before, perhaps: only under this name is a second pod refused
         marked = marked_conf(conf, submission, place)
         if conf.get(WAIT, "").strip().lower() == "true":
             self.log.info("%s is set to false: the task waits for the end, not spark-submit", WAIT)

@@ -48,6 +48,7 @@ def _run(command: "list[str]") -> int:
 
 def _main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were held back while this process was started
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     signal.signal(signal.SIGINT, lambda *_: None)  # of the group: the command may end well, and its code is passed on
     _die_with(parent, signal.SIGTERM)

@@ -17,10 +17,11 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from durable_spark.hooks._spark_arguments import parse_properties
 from durable_spark.jobs import BadArguments, BadConfiguration, DurableJobError
@@ -89,50 +90,56 @@ class SparkSubmitRun:
         A tool that does not leave although the cluster has the job is interrupted, and killed after a while; that
         counts as a good end. Called from the main thread, whose death the kernel notices.
         """
-        # asyncio's own pipe would have Process.wait() wait for all who hold it (Python 3.11).
+        loop = asyncio.get_running_loop()
         reading_end, writing_end = os.pipe()
-        output, pipe = asyncio.StreamReader(limit=_LINE_LIMIT), None
+        output = asyncio.StreamReader(limit=_LINE_LIMIT)
+        pipe, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading_end, "rb", buffering=0)
+        )
+        tasks: list[asyncio.Future[Any]] = []
         try:
-            pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading_end, "rb", buffering=0)
-            )
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *self._command),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=writing_end,
-                stderr=asyncio.subprocess.STDOUT,
-                env=self._env,
-                start_new_session=True,
-            )
-        except BaseException:
-            if pipe is not None:
-                pipe.close()
-            raise
-        finally:
-            os.close(writing_end)
-        self._group = process.pid
-        exiting = asyncio.ensure_future(process.wait())
-        reading = asyncio.ensure_future(self._read(output))
-        looking = asyncio.ensure_future(self._look())
-        lingering = asyncio.ensure_future(self._end_lingering())
-        orphaned = asyncio.ensure_future(self._end_with_the_supervisor())
-        try:
-            await asyncio.wait([exiting, reading], return_when=asyncio.FIRST_COMPLETED)
+            process = self._start(writing_end)
+            exiting = loop.run_in_executor(None, process.wait)
+            reading = asyncio.ensure_future(self._read(output))
+            tasks = [exiting, reading]
+            tasks += map(asyncio.ensure_future, (self._look(), self._end_lingering(), self._end_with_the_supervisor()))
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()  # when it failed, nobody reads on, and the tool may never end
             await exiting
-            await asyncio.wait([reading], timeout=_DRAIN)
+            await asyncio.wait([reading], timeout=_DRAIN)  # what the tool has left behind may hold the pipe for longer
             if reading.done():
                 reading.result()
             return 0 if self._sent_away else exiting.result()
         finally:
             self.kill()
-            for task in (reading, looking, lingering, orphaned):
+            for task in tasks[1:]:
                 task.cancel()
-            await asyncio.gather(exiting, reading, looking, lingering, orphaned, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             pipe.close()
-            await process.wait()
             self._group = None  # the number may be another's from now on
+
+    def _start(self, writing_end: int) -> subprocess.Popen[bytes]:
+        """
+        Start the tool, and know its group before Airflow's timer can interrupt: what is not known is not killed.
+
+        The guard lets the signals through again.
+        """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            process = subprocess.Popen(  # noqa: S603 the user's own command
+                [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=writing_end,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                start_new_session=True,
+            )
+            self._group = process.pid
+            return process
+        finally:
+            os.close(writing_end)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def kill(self) -> None:
         """Kill the tool and all that it has started. May be called from a signal handler."""

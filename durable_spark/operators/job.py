@@ -666,20 +666,26 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
         """Another try is in charge: kill our job only if it is one too many."""
         talk = self._conversing
-        reason = None
+        one_too_many: dict[JobRef, str] = {}
         in_charge = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=TRY_XCOM_KEY)
-        if isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token):
-            reason = "the try in charge runs another submission"
-        else:
-            with contextlib.suppress(DurableJobError):
-                found = talk.run(talk.hook.find(submission))
-                if isinstance(found, Found) and found.status.job != job and found.status.state.active:
-                    reason = f"{found.status.job} is the job of this submission"
-        if reason is None:
+        another = isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token)
+        if another:
+            one_too_many[job] = "the try in charge runs another submission"
+        with contextlib.suppress(DurableJobError):
+            found = talk.run(talk.hook.find(submission))
+            if isinstance(found, Found):  # ours may not be the one that was seen first
+                first, others = found.status.job, found.younger
+                if first != job and job not in others and found.status.state.active:
+                    others = (*others, job)
+                if another and found.status.state.active:
+                    others = (first, *others)
+                for each in others:
+                    one_too_many.setdefault(each, f"{first} is the job of this submission")
+        if not one_too_many:
             self.log.warning("Another try is in charge: leaving %s to it", job)
-            return
-        self.log.error("Another try is in charge, and %s: killing %s", reason, job)
-        self._kill(job)
+        for each, reason in one_too_many.items():
+            self.log.error("Another try is in charge, and %s: killing %s", reason, each)
+            self._kill(each)
 
     # Waiting and ending
 

@@ -13,7 +13,6 @@ halves override the same methods of Airflow's mixin, so each of them asks which 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import time
@@ -33,6 +32,7 @@ from durable_spark.hooks.spark import SparkHook
 from durable_spark.jobs import (
     ENDED_BY_A_PERSON,
     BadConfiguration,
+    ClusterError,
     DurableJobError,
     Found,
     SubmissionRefused,
@@ -127,6 +127,7 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
         self._plan: CliSubmission | None = None
         self._command: list[str] = []
         self._run: SparkSubmitRun | None = None
+        self._anothers_name = False
 
     # What Airflow calls
 
@@ -273,6 +274,8 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
         except AirflowTaskTimeout:
             run.kill()  # Airflow's own timer interrupts the loop, and the run goes on in it
             if (ref := self._last_looks(run, intent.submission)) is None:
+                if self.on_timeout == "kill":
+                    self._kill_half(intent.submission)
                 raise
             raise self._deadline_passed(context, ref, killed_by_trigger=False) from None
         finally:
@@ -315,23 +318,36 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
         """Return the job of a run that was killed because this process is told to stop, if there is one."""
         if (ref := self._last_looks(run, intent.submission)) is not None:
             return ref
-        if intent.submission.job is not None and self._ended_by_a_person(context) and self.kill_jobs:
-            self._kill(intent.submission.job)  # what is only half submitted is no job yet, but may become one
+        if self.kill_jobs and self._ended_by_a_person(context):
+            self._kill_half(intent.submission)
         raise AirflowException("Told to stop while spark-submit ran: the next try sees what has come of it")
+
+    def _kill_half(self, submission: Submission) -> None:
+        """Kill what is only half submitted: no job yet, but it may become one. Where names are another's, nothing."""
+        if submission.job is None or self._anothers_name:
+            return
+        try:
+            self._kill(submission.job)
+        except ClusterError as error:
+            self.log.warning("What spark-submit may have left of %s could not be removed: %s", submission.job, error)
 
     def _last_looks(self, run: SparkSubmitRun, submission: Submission) -> JobRef | None:
         """Return the job of a run that was killed: a request that it has sent may still arrive."""
         talk, until = self._conversing, time.monotonic() + _LAST_LOOKS
-        known = run.job is not None and _is_whole(run.job, submission)
-        while (
-            not known and time.monotonic() < until - _LAST_LOOKS / 2 and not (known := talk.run(run.look()) is not None)
-        ):
+        if run.job is not None and _is_whole(run.job, submission):
+            return run.job
+        while time.monotonic() < until - _LAST_LOOKS / 2:
+            if (ref := talk.run(run.look())) is not None:
+                return ref
             talk.run(asyncio.sleep(0.1))
-        if not known:  # not every cluster shows it in a cheap look
-            with contextlib.suppress(DurableJobError, asyncio.TimeoutError):
-                found = talk.run(asyncio.wait_for(talk.hook.find(submission), until - time.monotonic()))
-                return found.status.job if isinstance(found, Found) else None
-        return run.job
+        try:  # not every cluster shows it in a cheap look
+            found = talk.run(asyncio.wait_for(talk.hook.find(submission), until - time.monotonic()))
+        except SubmissionRefused:  # there is a job of that name, and it is another's
+            self._anothers_name = True
+            return None
+        except (DurableJobError, asyncio.TimeoutError):
+            return None
+        return found.status.job if isinstance(found, Found) else None
 
     # Settings
 

@@ -43,6 +43,8 @@ from durable_spark.triggers.feed import FeedKey, Outage, Subscription, join
 
 __all__ = ["JobEvent", "JobTrigger", "JobTriggerArguments", "state_of"]
 
+_DOUBLES_EVERY = 600.0
+"""Seconds between two looks for a second job of the same token, in the long run."""
 _KILL_CONFIRMED_WITHIN = 30.0
 _MESSAGE_LIMIT = 1000
 _AIRFLOW_ANSWERS_WITHIN = 10.0
@@ -195,6 +197,7 @@ class JobTrigger(BaseTrigger):
         self._job = self._args.job
         self._began = time.time()
         self._look_for_double_at: float | None = None
+        self._pause = 0.0
         self._not_given_up_before = 0.0
         self._given_up: JobEvent | None = None
 
@@ -207,7 +210,8 @@ class JobTrigger(BaseTrigger):
         hook_class = load_hook_class(self._args.hook)
         self._began = time.time()
         if self._args.sent_before:
-            self._look_for_double_at = self._began + self._patience
+            self._pause = self._patience
+            self._look_for_double_at = self._began + self._pause
         started = asyncio.get_running_loop().time()
         event = await self._follow(hook_class)
         await asyncio.sleep(started + self._args.quiet - asyncio.get_running_loop().time())
@@ -261,7 +265,8 @@ class JobTrigger(BaseTrigger):
                 if self._killed_by_us(status):
                     return self._given_up
                 if status.state.final:
-                    return None if await self._another_is_the_job() else self._event(status.state.value, status)
+                    another = await self._another_is_the_job(at_its_end=True)
+                    return None if another else self._event(status.state.value, status)
                 if status.state is JobState.ABSENT:
                     return None if await self._found_successor() else self._event("lost", status)
             if self._args.deadline is not None and time.time() >= self._args.deadline:
@@ -404,17 +409,19 @@ class JobTrigger(BaseTrigger):
                 )
             yield hook
 
-    async def _another_is_the_job(self) -> bool:
+    async def _another_is_the_job(self, *, at_its_end: bool = False) -> bool:
         """
-        Look once whether a request that was still on its way made a second job for our token.
+        Look whether a request that was still on its way made a second job for our token.
 
-        The oldest stays, the younger are killed, ours among them if it is one of them.
+        Ever more seldom while the job runs, and once more at its end. The oldest stays, the younger are killed, ours
+        among them if it is one of them.
 
         :return: whether another job is to be followed now.
         """
-        if self._look_for_double_at is None or time.time() < self._look_for_double_at:
+        if self._look_for_double_at is None or (time.time() < self._look_for_double_at and not at_its_end):
             return False
-        self._look_for_double_at = None
+        self._pause = min(4 * self._pause, _DOUBLES_EVERY)
+        self._look_for_double_at = time.time() + self._pause
         ours = self._job
         try:
             async with self._hook() as hook:

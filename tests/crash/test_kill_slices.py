@@ -8,6 +8,7 @@ chosen by the day's seed; all of them with ``scripts/kill-slices``.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -15,6 +16,7 @@ import math
 import os
 import random
 import secrets
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,6 +134,34 @@ def test_one_job_whenever_the_task_is_killed(
     left = {slice_: killing.kill_at(slice_) for slice_ in chosen}
     counts = {what: list(left.values()).count(what) for what in ("nothing", "half submitted", "submitted")}
     print(f"\n{cluster}: seed {seed}, {len(chosen)} of {len(slices)} slices of {SLICE:g} s; left behind: {counts}")
+
+
+def test_an_old_try_that_wakes_up_late_leaves_one_job(
+    clusters: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suspended with all its processes right before the submission; the retry has submitted when it goes on."""
+    killing = Killing(clusters, "yarn", tmp_path, monkeypatch)
+    task = killing.task()
+    wait_until(lambda: "Setting up container launch context" in task.log(), 60, "the last steps", interval=0.002)
+    old = [task.pid, *spark_submits(killing.mark)]
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(SETTLED)
+    task.begin()
+    assert task.wait(120) == "deferred", task.log()
+    for pid in reversed(old):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert "Superseded" in task.wait(60, number=1), task.log()
+    wait_until(
+        lambda: len([job for job in killing.jobs() if job.state == "running"]) == 1,
+        30,
+        "one job to be left",
+        interval=0.2,
+    )
+    (running,) = (job for job in killing.jobs() if job.state == "running")
+    assert task.store()["spark_job_id"] == running.id
+    killing.clusters.kill("yarn", running)
 
 
 def _stratified(slices: range, *, seed: str) -> list[int]:

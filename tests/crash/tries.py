@@ -64,20 +64,27 @@ class Task:
 
     def kill(self) -> None:
         """Kill -9 the process of the current try, and it alone."""
-        process = self._tries[-1]
-        assert process.pid is not None
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
+            os.kill(self.pid, signal.SIGKILL)
+        self._tries[-1].join()
 
-    def wait(self, deadline: float) -> str:
-        """Return how the current try ended: ``deferred``, ``returned …`` or ``raised …``."""
-        process = self._tries[-1]
+    @property
+    def pid(self) -> int:
+        """The process of the current try."""
+        pid = self._tries[-1].pid
+        assert pid is not None
+        return pid
+
+    def wait(self, deadline: float, *, number: int | None = None) -> str:
+        """Return how a try ended, the current one: ``deferred``, ``returned …`` or ``raised …``."""
+        number = number or self.current
+        process = self._tries[number - 1]
         process.join(deadline)
         if process.is_alive():
-            self.kill()
-            raise TimeoutError(f"try {self.current} has not ended in {deadline} s\n{self.log()}")
-        return (self.directory / f"end-{self.current}").read_text()
+            process.kill()
+            process.join()
+            raise TimeoutError(f"try {number} has not ended in {deadline} s\n{self.log()}")
+        return (self.directory / f"end-{number}").read_text()
 
     def wait_for_intent(self, deadline: float = 60) -> None:
         """Wait until the record has an intent."""

@@ -27,6 +27,7 @@ from durable_spark.jobs import (
     JobState,
     Record,
     RequestRefused,
+    Submission,
     SubmissionUncertain,
 )
 from durable_spark.operators import job as operator_module
@@ -34,7 +35,7 @@ from durable_spark.operators._store import Superseded
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import job as trigger_module
 from tests.unit import tries
-from tests.unit.tries import Died, Job, Service, TaskInstance, alarm
+from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm
 
 
 @pytest.fixture(autouse=True)
@@ -422,18 +423,40 @@ class TestOldWorker:
         assert service.releases == []
         assert instance.store["durable_spark"]["job"] == ["job-1", ""]
 
-    def test_kills_its_job_when_the_retry_has_submitted_itself(self, instance: TaskInstance, service: Service) -> None:
+    @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.SUCCEEDED])
+    def test_kills_its_job_when_the_retry_has_submitted_itself(
+        self, instance: TaskInstance, service: Service, state: JobState
+    ) -> None:
         first = instance.begin()
 
         def overtaken() -> None:
             service.before_submit = None
             elsewhere(instance.begin().execute)
+            service.jobs["job-1"].state = state
 
         service.before_submit = overtaken
         with pytest.raises(Superseded):
             first.execute()
-        assert service.running == ["job-1"]
+        assert service.jobs["job-1"].state is state
         assert service.kills == service.releases == ["job-2"]
+
+    def test_kills_what_is_one_too_many_also_when_it_took_the_retrys_job_for_its_own(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So it is with spark-submit: of the jobs with its token the oldest is seen first."""
+        first = instance.begin()
+        submit = MemoryHook.submit
+
+        async def overtaken(hook: MemoryHook, job: Any, submission: Submission) -> JobRef:
+            monkeypatch.setattr(MemoryHook, "submit", submit)
+            elsewhere(instance.begin().execute)
+            await submit(hook, job, submission)
+            return JobRef("job-1")
+
+        monkeypatch.setattr(MemoryHook, "submit", overtaken)
+        with pytest.raises(Superseded):
+            first.execute()
+        assert service.running == ["job-1"]
 
     def test_kills_its_job_when_the_try_in_charge_runs_another_submission(
         self, instance: TaskInstance, service: Service

@@ -154,6 +154,19 @@ async def test_a_double_of_a_submission_sent_twice_is_killed(service: Service, l
     assert service.releases == ["job-2"]
 
 
+async def test_a_double_that_comes_late_is_seen_at_the_end(service: Service, later: Any) -> None:
+    """Its sender was suspended, and woke up when the first look was over."""
+
+    def end() -> None:
+        service.add(TOKEN)
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+
+    later(end)
+    told = trigger(sent_before=True, interval=1e-9)
+    assert (await asyncio.wait_for(event(told), 5)).kind == "succeeded"
+    assert service.kills == ["job-2"]
+
+
 async def test_links_are_kept_up_to_date(service: Service, airflow: dict[str, Any]) -> None:
     service.jobs["job-1"].state = JobState.SUCCEEDED
     await event(trigger())

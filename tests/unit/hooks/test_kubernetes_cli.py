@@ -128,6 +128,13 @@ async def test_properties(api: FakeApi, hook: KubernetesHook) -> None:
     assert api.requests == ["get pods"], "nothing is made"
 
 
+async def test_what_was_sent_before_keeps_its_name(hook: KubernetesHook) -> None:
+    """Only under that name does the API server refuse the first one, should it come late."""
+    first = await prepare(hook, {POD_NAME: "job-1"})
+    plan = await hook.prepare_cli({POD_NAME: "job-2", NAMESPACE: "elsewhere"}, first)
+    assert (plan.submission.job, plan.conf[POD_NAME], plan.conf[NAMESPACE]) == (first.job, "job-1", "spark")
+
+
 async def test_the_name_is_that_of_a_native_submission(hook: KubernetesHook) -> None:
     submission = new()
     conf = {"spark.kubernetes.container.image": "i"}

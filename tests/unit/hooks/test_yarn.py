@@ -170,6 +170,19 @@ async def test_the_oldest_is_the_job(yarn: FakeYarn, yarn_hook: QuickYarnHook) -
     assert (found.status.job, list(found.younger)) == (job(8), [job(9)])
 
 
+async def test_what_does_not_carry_the_tag_is_not_found(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
+    """Whoever stands in between drops the question for it: strangers' applications must not be followed, nor killed."""
+    intent = await prepared(yarn_hook)
+    yarn.manager.ignores_tags = True
+    yarn.manager.add(row(1, tags="nightly"), row(2, tags=ours()))
+    assert await yarn_hook.glimpse(intent) is None
+    assert await yarn_hook.find(intent) == Absent()
+    yarn.manager.add(row(3, tags=ours(TOKEN)))
+    found = await yarn_hook.find(intent)
+    assert isinstance(found, Found)
+    assert (found.status.job, list(found.younger)) == (job(3), [])
+
+
 async def test_absent(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
     yarn.manager.add(row(1, "FINISHED"), row(2, tags=ours()))
     assert await yarn_hook.find(await prepared(yarn_hook)) == Absent()

@@ -104,6 +104,12 @@ def test_recorded() -> None:
     assert failed.finished == 1795663835651
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "soon", [1]])
+def test_times_that_are_none(value: Any) -> None:
+    with pytest.raises(InvalidAnswer):
+        parse(row(1, startedTime=value))
+
+
 def test_the_tracking_url_is_the_spark_ui_while_it_runs_and_its_history_afterwards() -> None:
     url, template = "http://rm/proxy/x/", "https://history/history/{app_id}/jobs"
     running, ended = row(1, trackingUrl=url), row(1, "FINISHED", "SUCCEEDED", trackingUrl=url)
