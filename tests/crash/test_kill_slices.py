@@ -141,8 +141,10 @@ def test_an_old_try_that_wakes_up_late_leaves_one_job(
 ) -> None:
     """Suspended with all its processes right before the submission; the retry has submitted when it goes on."""
     killing = Killing(clusters, "yarn", tmp_path, monkeypatch)
+    staging = clusters.yarn.directory / "staging"
+    before = set(staging.rglob("*.jar"))
     task = killing.task()
-    wait_until(lambda: "Setting up container launch context" in task.log(), 60, "the last steps", interval=0.002)
+    wait_until(lambda: set(staging.rglob("*.jar")) - before, 60, "the upload, which is its last step", interval=0.002)
     old = [task.pid, *spark_submits(killing.mark)]
     for pid in old:
         os.kill(pid, signal.SIGSTOP)
