@@ -191,6 +191,14 @@ class Server:
         """Send SIGCONT to the process."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def freeze(self) -> None:
+        """Send SIGSTOP to the process and its descendants: the machine is cut off, and may come back."""
+        _signal(_living(self.pid), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Send SIGCONT to the process and its descendants."""
+        _signal(_living(self.pid), signal.SIGCONT)
+
     def tail(self, lines: int = 30) -> str:
         """Return the last lines of the log."""
         try:

@@ -149,3 +149,16 @@ async def test_wait_until_gives_up(start: Start) -> None:
     with pytest.raises(TimeoutError, match=r"(?s)the door.*refused.*still waking up"):
         await wait_until_async(refused_async, 0.2, "the door", servers=[server])
     assert time.monotonic() - began < 5
+
+
+def test_frozen_with_all_its_children(start: Start) -> None:
+    server = start("sh -c 'while :; do sleep 0.05; done' & echo $!; wait")
+    child = printed_pid(server)
+
+    def states() -> set[str]:
+        return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in (server.pid, child)}
+
+    server.freeze()
+    wait_until(lambda: states() == {"T"}, 10, "both to stand still")
+    server.thaw()
+    wait_until(lambda: "T" not in states(), 10, "both to go on")
