@@ -193,7 +193,10 @@ class Server:
 
     def freeze(self) -> None:
         """Send SIGSTOP to the process and its descendants: the machine is cut off, and may come back."""
-        _signal(_living(self.pid), signal.SIGSTOP)
+        frozen: set[int] = set()
+        while new := set(_living(self.pid)) - frozen:  # born while the others were listed
+            _signal(new, signal.SIGSTOP)
+            frozen |= new
 
     def thaw(self) -> None:
         """Send SIGCONT to the process and its descendants."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.processes import Server, ServerDied, free_ports, wait_until, wait_until_async
+from dev.processes import Server, ServerDied, _living, free_ports, wait_until, wait_until_async
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,9 +34,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.kill()
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def lives(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return state(pid) not in "ZX"
     except FileNotFoundError:
         return False
 
@@ -155,10 +159,18 @@ def test_frozen_with_all_its_children(start: Start) -> None:
     server = start("sh -c 'while :; do sleep 0.05; done' & echo $!; wait")
     child = printed_pid(server)
 
-    def states() -> set[str]:
-        return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in (server.pid, child)}
-
     server.freeze()
-    wait_until(lambda: states() == {"T"}, 10, "both to stand still")
+    wait_until(lambda: state(server.pid) == state(child) == "T", 10, "both to stand still")
     server.thaw()
-    wait_until(lambda: "T" not in states(), 10, "both to go on")
+    wait_until(lambda: "T" not in (state(server.pid), state(child)), 10, "both to go on")
+
+
+def test_frozen_while_it_forks(start: Start) -> None:
+    """A process that is born while the others are listed stands still, too."""
+    server = start("while :; do sleep 600 & echo $!; sleep 0.001; done")
+    wait_until(lambda: len(server.tail().split()) >= 20, 10, "some children")
+    server.freeze()
+    living = _living(server.pid)
+    assert len(living) > 20
+    wait_until(lambda: {state(pid) for pid in living} == {"T"}, 2, "all of them to stand still")
+    assert _living(server.pid) == living
