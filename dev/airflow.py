@@ -47,14 +47,16 @@ _QUICK: Config = {
         "load_examples": False,
         "executor": "LocalExecutor",
         "parallelism": 8,  # LocalExecutor forks that many workers at once
-        "hostname_callable": "socket.gethostname",  # the default asks the resolver
+        "hostname_callable": "dev.hosts.hostname",  # the default asks the resolver
+        "min_serialized_dag_update_interval": 0,  # or a file that changes twice in 30 s is not read a second time
         "test_connection": "Enabled",
         "dagbag_import_timeout": 60,
     },
-    "api": {"host": "127.0.0.1", "workers": 1, "expose_config": True},
+    "api": {"host": "127.0.0.1", "workers": 1, "expose_config": True, "maximum_page_limit": 1000},
     "scheduler": {"scheduler_idle_sleep_time": 0.5, "enable_health_check": False},
     "dag_processor": {
         "refresh_interval": 1,
+        "min_file_process_interval": 600,  # a file that has changed is read at once
         "bundle_refresh_check_interval": 1,
         "parsing_processes": 1,
     },
@@ -69,7 +71,7 @@ IMPATIENT: Config = {
         "trigger_timeout_check_interval": 1,
         "orphaned_tasks_check_interval": 10,
     },
-    "workers": {"min_heartbeat_interval": 2},
+    "workers": {"min_heartbeat_interval": 2, "missing_dag_retry_delay": 2},
     "triggerer": {"job_heartbeat_sec": 1, "triggerer_health_check_threshold": 6},
 }
 """Thresholds so low that the death of a process is noticed within seconds: for a test that waits for it."""
@@ -117,10 +119,18 @@ class TaskInstance:
 
 @dataclasses.dataclass(frozen=True)
 class TaskProcess:
-    """The process that runs a task's code, and its parent: LocalExecutor's worker, which supervises it."""
+    """The process that runs a task's code, and its parent: the executor's worker, which supervises it."""
 
     runner: int
     supervisor: int
+
+    def freeze(self) -> None:
+        """Send SIGSTOP to both: the machine is cut off, and may come back."""
+        _signal([self.runner, self.supervisor], signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Send SIGCONT to both."""
+        _signal([self.runner, self.supervisor], signal.SIGCONT)
 
 
 class _Process(Server):
@@ -135,7 +145,7 @@ class _Process(Server):
 
 class Airflow(Startable):
     """
-    An Airflow with LocalExecutor; a context manager that starts it and stops all of it.
+    An Airflow with LocalExecutor, or CeleryExecutor; a context manager that starts it and stops all of it.
 
     :param dags: the folder of Dag files.
     :param connections: connection ID → URI or JSON, as ``AIRFLOW_CONN_*`` takes them.
@@ -147,6 +157,8 @@ class Airflow(Startable):
     :param execution_api: base URL by which tasks reach the API server, if not its own: a proxy's.
     :param schedulers: how many.
     :param triggerers: how many.
+    :param celery: URL of a Redis: tasks run on Celery's workers, with which goes a database that is not SQLite.
+    :param workers: how many of them.
     """
 
     user = password = "admin"
@@ -164,12 +176,16 @@ class Airflow(Startable):
         execution_api: str | None = None,
         schedulers: int = 1,
         triggerers: int = 1,
+        celery: str | None = None,
+        workers: int = 1,
     ) -> None:
         self._keep_home = home is not None
         self.home = home or Path(tempfile.mkdtemp(prefix="durable-spark-airflow-"))
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._database = database
+        if celery is not None:
+            config = _with_celery(config or {}, celery, self.database)
         self.env = self._environment(dags, execution_api or self.url, connections or {}, config or {}, env or {})
         self._client = httpx.Client(base_url=self.url, timeout=90, trust_env=False)  # longer than SQLite's lock
         self._guard: subprocess.Popen[str] | None = None
@@ -177,13 +193,17 @@ class Airflow(Startable):
         self.dag_processor = self._process("dag-processor")
         self.schedulers = [self._process("scheduler", "--skip-serve-logs", number=n) for n in range(schedulers)]
         self.triggerers = [self._process("triggerer", "--skip-serve-logs", number=n) for n in range(triggerers)]
+        self.workers = [
+            self._process("celery worker", "--skip-serve-logs", "--celery-hostname", f"worker{n}@%h", number=n)
+            for n in range(workers if celery is not None else 0)
+        ]
 
     # --- its life
 
     @property
     def servers(self) -> list[Server]:
         """All its processes."""
-        return [self.api_server, self.dag_processor, *self.schedulers, *self.triggerers]
+        return [self.api_server, self.dag_processor, *self.schedulers, *self.triggerers, *self.workers]
 
     @property
     def database(self) -> str:
@@ -217,9 +237,26 @@ class Airflow(Startable):
             self._guard.wait(30)
             self._guard = None
 
+    def revive(self) -> None:
+        """Start what has died by itself, as a service manager would; return when all of it is healthy."""
+
+        def healthy() -> bool:
+            for server in self.servers:
+                if not server.alive:  # or again, for want of another one
+                    server.start()
+            return self._healthy()
+
+        wait_until(healthy, 120, "a healthy Airflow", interval=0.5)
+
     def kill_triggerer(self, number: int = 0) -> None:
         """Kill -9 a triggerer, with the child process in which its triggers run."""
         self.triggerers[number].kill()
+
+    def triggerer_of(self, dag: str, run: str, task: str, map_index: int = -1) -> int | None:
+        """Return the number of the triggerer that the deferred task's trigger is assigned to, ``None`` if none is."""
+        job = self.task(dag, run, task, map_index).raw.get("triggerer_job") or {}
+        names = [triggerer.name for triggerer in self.triggerers]
+        return names.index(job["hostname"]) if job.get("hostname") in names else None
 
     def start_triggerer(self, number: int = 0) -> None:
         """Start a killed triggerer again. It takes over what is its own after the health threshold."""
@@ -259,26 +296,27 @@ class Airflow(Startable):
             for option, value in options.items()
         }
         inherited = _inherited()
-        path = os.pathsep.join(filter(None, [str(_CHECKOUT), inherited.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(_CHECKOUT), env.get("PYTHONPATH") or inherited.get("PYTHONPATH")]))
         return {
             **inherited,
             "AIRFLOW_HOME": str(self.home),
-            "PYTHONPATH": path,
             "PYTHONUNBUFFERED": "1",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
             **settings,
             **{f"AIRFLOW_CONN_{name.upper()}": uri for name, uri in connections.items()},
             **env,
+            "PYTHONPATH": path,
         }
 
     def _process(self, command: str, *options: str, number: int = 0) -> Server:
-        name = f"{command}-{number + 1}" if number else command
+        name = command.replace(" ", "-") + (f"-{number + 1}" if number else "")
+        env = self.env | ({"DURABLE_SPARK_HOST": name} if command == "triggerer" else {})
         process = _Process(
             name,
-            [sys.executable, "-m", "airflow", command, *options],
+            [sys.executable, "-m", "airflow", *command.split(), *options],
             log=self.home / "servers" / f"{name}.log",
-            env=self.env,
+            env=env,
             cwd=self.home,
         )
         process.registered = self._register
@@ -432,11 +470,17 @@ class Airflow(Startable):
         """Return all XComs of the task instance by their keys."""
         path = f"{self._of(dag, run, task)}/xcomEntries"
         params = {"map_index": map_index}
-        keys = [entry["key"] for entry in self.api("GET", path, params=params)["xcom_entries"]]
-        return {
-            key: self.api("GET", f"{path}/{quote(key, safe='')}", params={**params, "stringify": False})["value"]
-            for key in keys
-        }
+        values = {}
+        for entry in self.api("GET", path, params=params)["xcom_entries"]:
+            key = entry["key"]
+            try:
+                found = self.api("GET", f"{path}/{quote(key, safe='')}", params={**params, "stringify": False})
+            except ApiError as error:
+                if error.status != 404:  # deleted meanwhile
+                    raise
+            else:
+                values[key] = found["value"]
+        return values
 
     def links(self, dag: str, run: str, task: str, map_index: int = -1) -> dict[str, str | None]:
         """Return the task instance's extra links by their names."""
@@ -497,9 +541,9 @@ class Airflow(Startable):
         Wait until the task's code runs, in the given try if one is given, and return its processes.
 
         The supervisor reports the runner's ID to the API server when it starts the task; it is
-        believed only if that process belongs to one of this Airflow's schedulers.
+        believed only if that process belongs to one of this Airflow's schedulers or workers.
         """
-        sessions = {scheduler.pid for scheduler in self.schedulers}
+        sessions = {server.pid for server in (*self.schedulers, *self.workers)}
 
         def running() -> TaskProcess | None:
             now = self.task(dag, run, task, map_index)
@@ -515,6 +559,17 @@ class Airflow(Startable):
         process = self.task_process(dag, run, task, **options)
         os.kill(process.runner, signal.SIGKILL)
         return process
+
+
+def _with_celery(config: Config, broker: str, database: str) -> Config:
+    celery = {
+        "broker_url": broker,
+        "result_backend": f"db+{database}",
+        "worker_concurrency": 4,
+        "worker_enable_remote_control": False,
+    }
+    core = {"executor": "CeleryExecutor", **config.get("core", {})}
+    return {**config, "core": core, "celery": {**celery, **config.get("celery", {})}}
 
 
 def parse_time(text: str | None) -> datetime | None:

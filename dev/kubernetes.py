@@ -27,6 +27,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,6 +132,10 @@ class KubernetesCluster(Startable):
         self.ca = self._write("ca.pem", self._authority.cert_pem.bytes())
         self._context = ssl.create_default_context(cafile=str(self.ca))
         self._audit_log = self.directory / "audit.log"
+        self._audit_lock = threading.Lock()
+        self._audited: list[dict[str, Any]] = []
+        self._audited_bytes = 0
+        self._created: list[CreatedPod] = []
         etcd_port = free_port()
         self.etcd = self._etcd(binaries, etcd_port)
         self._tunnel = self.directory / "node.sock" if full else None
@@ -274,8 +279,27 @@ class KubernetesCluster(Startable):
 
     def audit(self) -> list[dict[str, Any]]:
         """Return the audit log: creations, changes and deletions of pods, secrets, services and config maps."""
-        lines = self._audit_log.read_bytes().split(b"\n")[:-1] if self._audit_log.exists() else []
-        return [json.loads(line) for line in lines]
+        with self._audit_lock:
+            self._read_audit_log()
+            return list(self._audited)
+
+    def _read_audit_log(self) -> None:
+        """Read what was added: a log of hundreds of pods, asked for ten times a second, is not read anew each time."""
+        if not self._audit_log.exists():
+            return
+        with self._audit_log.open("rb") as log:
+            log.seek(self._audited_bytes)
+            added = log.read()
+        complete = added[: added.rfind(b"\n") + 1]
+        self._audited_bytes += len(complete)
+        for line in complete.splitlines():
+            entry = json.loads(line)
+            self._audited.append(entry)
+            is_pod = entry["objectRef"]["resource"] == "pods" and "subresource" not in entry["objectRef"]
+            if is_pod and entry["responseStatus"]["code"] == 201 and "dryRun=" not in entry["requestURI"]:
+                metadata = entry["responseObject"]["metadata"]
+                user = entry["user"]["username"]
+                self._created.append(CreatedPod(metadata["name"], metadata["namespace"], metadata["uid"], user))
 
     def created_pods(self) -> list[CreatedPod]:
         """
@@ -283,14 +307,9 @@ class KubernetesCluster(Startable):
 
         A creation is logged when it has been answered: an instant later than the client may know of it.
         """
-        created = []
-        for entry in self.audit():
-            is_pod = entry["objectRef"]["resource"] == "pods" and "subresource" not in entry["objectRef"]
-            if is_pod and entry["responseStatus"]["code"] == 201 and "dryRun=" not in entry["requestURI"]:
-                metadata = entry["responseObject"]["metadata"]
-                user = entry["user"]["username"]
-                created.append(CreatedPod(metadata["name"], metadata["namespace"], metadata["uid"], user))
-        return created
+        with self._audit_lock:
+            self._read_audit_log()
+            return list(self._created)
 
     def connection(self, **extra: Any) -> dict[str, Any]:
         """

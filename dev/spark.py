@@ -177,6 +177,8 @@ class Driver:
     """Seconds since the epoch, by the master's clock."""
     worker: str
     main_class: str
+    memory: int
+    """Megabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +355,7 @@ class StandaloneCluster(Startable):
                 started=int(driver["starttime"]) / 1000,
                 worker=driver["worker"],
                 main_class=driver["mainclass"],
+                memory=driver["memory"],
             )
             for driver in page["activedrivers"] + page["completeddrivers"]
         ]
