@@ -299,6 +299,7 @@ class Api:
         :param seconds: after which the API server ends the stream.
         :param read_timeout: seconds without a byte after which it is taken for hung.
         :raises Gone: the resource version is too old.
+        :raises InvalidAnswer: what came is not a watch.
         """
         query = {
             "watch": "1",
@@ -312,6 +313,9 @@ class Api:
         async with self._session(access).stream(url, headers=_headers(access), read_timeout=read_timeout) as stream:
             if stream.answer.status != 200:
                 await _expect(stream.answer)
+            if "json" not in (kind := stream.answer.headers.get("Content-Type", "")):
+                # Somebody's login page: without a line break it would be taken for a watch without events.
+                raise InvalidAnswer(f"{stream.answer.url} answered a watch with {kind[:80]!r} in place of JSON")
             yield stream
 
     # --- anything

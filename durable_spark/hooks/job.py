@@ -161,7 +161,9 @@ class JobHook(BaseHook, abc.ABC):
 
     async def find_owned(self, deployment: str, owner: str | None = None) -> Sequence[OwnedJob]:
         """
-        Return the live jobs that carry a deployment's label (and an owner's), as far as the cluster shows them.
+        Return the jobs that carry a deployment's label (and an owner's), as far as the cluster shows them.
+
+        Those that live, and those that have ended and are kept until :meth:`release`.
 
         :raises NotImplementedError: this cluster keeps no labels.
         """

@@ -408,7 +408,7 @@ class KubernetesHook(SparkCliHook):
             )
 
     async def find_owned(self, deployment: str, owner: str | None = None) -> Sequence[OwnedJob]:
-        """Return the live pods with these labels in the connection's namespace."""
+        """Return the pods with these labels in the connection's namespace that live, or are held for their end."""
         terms = [f"{DEPLOYMENT}={deployment_label(deployment)}" if deployment else f"!{DEPLOYMENT}", TOKEN]
         if owner is not None:
             if not is_label_value(owner):
@@ -419,7 +419,7 @@ class KubernetesHook(SparkCliHook):
         return [
             OwnedJob(status=pod.status, token=pod.token, owner=pod.labels.get(OWNER, ""))
             for pod in pods
-            if pod.status.state.active
+            if pod.status.state.active or pod.held
         ]
 
     # --- follow
@@ -609,11 +609,11 @@ class KubernetesHook(SparkCliHook):
                 f"{', '.join(map(str, missing))} in namespace {access.namespace!r}: grant it with a Role, as on the "
                 "documentation's page on Kubernetes"
             )
-        lacking = [
-            f"{use} ({', '.join(map(str, rights))})"
-            for use, needed in USEFUL.items()
-            if (rights := [right for right in needed if not await self._api.may(access.namespace, right)])
-        ]
+        lacking = []
+        for use, needed in USEFUL.items():  # Python 3.10 cannot await in a comprehension's comprehension
+            rights = [right for right in needed if not await self._api.may(access.namespace, right)]
+            if rights:
+                lacking.append(f"{use} ({', '.join(map(str, rights))})")
         without = f"; without {', '.join(lacking)}" if lacking else ""
         return f"Kubernetes {version} at {access.server}: drivers may run in namespace {access.namespace!r}{without}"
 

@@ -142,7 +142,7 @@ def streaming(*lines: bytes, cut: bool = False) -> Handler:
     """A watch that sends this and ends, or breaks."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
         for line in lines:
@@ -429,7 +429,8 @@ ERROR = json.loads(watch_lines()[-1])["object"]
         (streaming(b" " * (9 << 20)), InvalidAnswer, "longer than 8388608 bytes"),
         (streaming(event("ERROR", ERROR | {"code": 500, "message": "oh"})), ClusterUnreachable, r"\(500\): oh"),
         (streaming(event("ERROR", {})), ClusterUnreachable, "None"),
-        (fixed(200, "{}\n"), InvalidAnswer, "no event"),
+        (streaming(b"{}\n"), InvalidAnswer, "no event"),
+        (fixed(200, "<html>Please log in</html>"), InvalidAnswer, "'text/plain; charset=utf-8' in place of JSON"),
         (fixed(404, PROXY_404), InvalidAnswer, "404 Not Found"),
         (fixed(302, Location="https://login/"), InvalidAnswer, "302"),
         (refused(401), AuthenticationFailed, "Unauthorized"),
