@@ -341,7 +341,7 @@ class Absent:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnedJob:
-    """A live job that carries the labels of a deployment."""
+    """A job that carries the labels of a deployment, and lives or is kept for its end."""
 
     status: JobStatus
     token: str
@@ -371,11 +371,11 @@ class SparkJob:
     exclude_packages: str | None = None
     repositories: str | None = None
     driver_memory: str | None = None
-    driver_cores: int | None = None
+    driver_cores: int | str | None = None
     executor_memory: str | None = None
-    executor_cores: int | None = None
-    total_executor_cores: int | None = None
-    num_executors: int | None = None
+    executor_cores: int | str | None = None
+    total_executor_cores: int | str | None = None
+    num_executors: int | str | None = None
     env_vars: Mapping[str, str] = dataclasses.field(default_factory=dict)
     properties_file: str | None = None
     keytab: str | None = None
@@ -446,6 +446,7 @@ class Record:
     :param job: the submission's job, once it is known to exist; ``None`` for a mere intent.
     :param verdict: of that job, once there is one.
     :param killing: whether this task has asked the cluster to kill the job: if it is gone, it was killed, not lost.
+    :param unanswered: whether the cluster has answered none of these kills: a job that lives on was not killed.
     :param previous: earlier submissions of the task instance, the latest first.
     """
 
@@ -461,6 +462,7 @@ class Record:
     job: JobRef | None = None
     verdict: Verdict | None = None
     killing: bool = False
+    unanswered: bool = False
     previous: tuple[PreviousSubmission, ...] = ()
 
     def lists(self, job_id: str) -> bool:
@@ -495,6 +497,7 @@ class Record:
             if self.verdict
             else None,
             "killing": self.killing,
+            "unanswered": self.unanswered,
             "previous": [list(previous) for previous in self.previous],
         }
 
@@ -526,6 +529,7 @@ class Record:
             job=_job_ref(value.get("job")),
             verdict=_verdict(value.get("verdict")),
             killing=value.get("killing") is True,
+            unanswered=value.get("unanswered") is True,
             previous=tuple(PreviousSubmission(*(_text(part, "previous") for part in entry)) for entry in previous),
         )
 

@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseOperator, ResumableJobMixin
@@ -31,6 +31,7 @@ from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
     AirflowTaskTimeout,
+    TaskDeferralError,
     TaskDeferralTimeout,
 )
 
@@ -55,10 +56,13 @@ from durable_spark.jobs import (
     JobRef,
     JobState,
     JobStatus,
+    Link,
     OutageTooLong,
+    PreviousSubmission,
     Record,
     RequestRefused,
     Submission,
+    SubmissionRefused,
     SubmissionUncertain,
     Verdict,
     new_token,
@@ -77,6 +81,7 @@ from durable_spark.operators._store import (
     way_out,
     write,
 )
+from durable_spark.operators._telling import clock, count, push_decision, submission_span
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -95,6 +100,9 @@ _TIMER_MARGIN = 2.0
 _LOOK_AGAIN_AFTER = 1.0
 _UPSTREAM_DRIVER_STATUS = "k8s_driver_status"
 """Where upstream's SparkSubmitOperator caches a pod's end, and believes it of the next pod, too."""
+_GONE = "gone"
+_ANOTHER = "another"
+"""What a try that will submit anew says in place of a token: no job that an older process still submits is wanted."""
 
 
 class DurableJobOperator(ResumableJobMixin, BaseOperator):
@@ -185,6 +193,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._sent_before = False
         self._kill_requested = False
         self._mirrored: tuple[JsonValue, bool] | None = None
+        self._pushed: dict[str, str] = {}
+        self._fingerprint: str | None = None
+        self._adopted = False
+        self._reason = ("fresh_submit", "there is no earlier submission")
 
     # What a subclass may say
 
@@ -217,20 +229,40 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit the job, or take up the one that an earlier try has submitted, and wait for its end."""
-        with translated(), self._conversation():
-            if self.retries == 0 and self.durable and context["ti"].try_number <= 1:
-                self.log.warning("retries=0: there is no try in which the job of a dead worker could be found again")
-            if not self.durable:
-                return self.execute_resumable(context)
-            self._resolve(context)
-            view = cast("Context", {**context, "task_state_store": _StoredJobID(self, context)})
-            return self.execute_resumable(view)
+        if self.retries == 0 and self.durable and context["ti"].try_number <= 1:
+            self.log.warning("retries=0: there is no try in which the job of a dead worker could be found again")
+        return self._take_up(context)
+
+    def execute_again(self, context: Context, event: Any = None) -> Any:
+        """Go on where :meth:`execute` waited until it can be told whether a submission has become a job."""
+        return self._take_up(context)
+
+    def _take_up(self, context: Context) -> Any:
+        while True:
+            told = False
+            with translated(lambda error: self._leftover(context, error)), self._conversation():
+                try:
+                    if not self.durable:
+                        return self.execute_resumable(context)
+                    self._resolve(context)
+                    told = True
+                    view = cast("Context", {**context, "task_state_store": _StoredJobID(self, context)})
+                    return self.execute_resumable(view)
+                except DurableJobError as error:
+                    untold = self._is_untold(error)
+                    if untold and time.time() < self._word_due(context):
+                        self._wait_for_word(context, error, told=told)
+                        continue
+                    self._tell_failure(context, error)
+                    if untold and self._is_past_deadline(context):
+                        raise self._deadline_passed(str(error)) from error
+                    raise
 
     def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Write down the verdict that the trigger brought, then return or raise."""
         from durable_spark.triggers.job import JobEvent
 
-        with translated(), self._conversation():
+        with translated(lambda error: self._leftover(context, error)), self._conversation():
             try:
                 reported = JobEvent.from_json(event)
             except ValueError as error:
@@ -242,11 +274,20 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            with translated(), self._conversation():
+            with translated(lambda error: self._leftover(context, error)), self._conversation():
                 self._load(context)
                 if (job := self._job_of_this_try(context)) is None:
-                    raise
-                raise self._deadline_passed(context, job, killed_by_trigger=False) from None
+                    if self._word_due(context) == self._deadline(context):
+                        raise self._deadline_passed("no job is known") from None
+                    raise OutageTooLong(f"no job is known: no word for {self.outage_timeout:.0f} s") from None
+                self._fold_in_the_triggers_kill(context)
+                return self._conclude(context, self._end_at_deadline(context, job))
+        except TaskDeferralError as error:
+            with translated():
+                self._load(context)
+                if self._fold_in_the_triggers_kill(context):
+                    self._save(context, self._recorded)
+            raise TaskDeferralError(f"{error}{self._leftover(context, error)}") from error
 
     def on_kill(self) -> None:
         """
@@ -264,40 +305,50 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def submit_job(self, context: Context) -> str:
         """Write the intent, submit, write the ID. Returns the job's ID."""
+        if self._is_past_deadline(context):
+            raise self._deadline_passed("nothing was submitted")
         job = self.build_job(context)
-        talk = self._conversing
         prior = self._record
         resend = prior is not None and prior.job is None and not self._anew
         submission = prior.submission if prior and resend else self._new_submission(context, prior)
+        if resend:
+            self._reason = ("resend", "the job of the record's submission does not exist on the cluster")
+        self._fence(context)  # what was found so far may have taken minutes, and an XCom has no fence of its own
         self._push_try(context, submission.token)
-        prepared = self._prepare(job, submission)
-        if resend and submission.cluster_time is not None:
-            # A request of the worker that died may still arrive: its job must not look older than the intent.
-            prepared = dataclasses.replace(prepared, cluster_time=submission.cluster_time)
-        self._sent_before = resend
-        intent = Record(
-            submission=prepared,
-            generation=generation_of(context),
-            fingerprint=fingerprint_of(context),
-            arguments=digest_of(prepared.token, self.describe_job()),
-            cluster=tuple(talk.run(talk.hook.cluster())),
-            intended_at=time.time(),
-            previous=() if prior is None else prior.previous if resend else prior.as_previous(),
-        )
+        with submission_span(submission, conn_id=self.conn_id) as span:
+            prepared = self._prepare(job, submission)
+            if resend and submission.cluster_time is not None:
+                # A request of the worker that died may still arrive: its job must not look older than the intent.
+                prepared = dataclasses.replace(prepared, cluster_time=submission.cluster_time)
+            self._sent_before = resend
+            previous = () if prior is None else prior.previous if resend else prior.as_previous()
+            ref = self._submit(context, job, self._record_of(context, prepared, previous=previous), span)
+        self._anew = False
+        self._status = None
+        decision, why = self._reason
+        push_decision(context, decision, why=why, job=ref, submission=prepared)
+        return ref.id
+
+    def _submit(self, context: Context, job: Any, intent: Record, span: Any) -> JobRef:
+        """Write the intent, send the submission, write the ID."""
+        submission = intent.submission
+        span.set_attribute("durable_spark.cluster", intent.cluster)
         self._save(context, intent)
         self._forget_upstream_status(context)
         if self._kill_requested:
             raise AirflowException("Told to stop before the job was submitted: nothing was submitted")
         ref = self._send(context, job, intent)
-        self.log.info("Submitted as %s (submission %d, token %s)", ref, prepared.ordinal, prepared.token)
+        span.set_attribute("durable_spark.job_id", ref.id)
+        self._count(context, "submissions")
+        self.log.info("Submitted as %s in %s, because %s", ref, self._origin(intent), self._reason[1])
         try:
             self._save(context, dataclasses.replace(intent, job=ref))
         except Superseded:
-            self._give_way(context, ref, prepared)
+            self._give_way(context, ref, submission)
             raise
-        self._anew = False
-        self._status = None
-        return ref.id
+        if self._kill_requested:  # there are five seconds between SIGTERM and SIGKILL
+            self._expect_still_wanted(context)
+        return ref
 
     def _prepare(self, job: Any, submission: Submission) -> Submission:
         """Check the job and return the submission with all that is needed to find it again. Nothing is submitted."""
@@ -311,23 +362,27 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """Return the state of the recorded job as a :class:`~durable_spark.jobs.JobState` value."""
         record = self._recorded
         if record.verdict is not None:
-            self._status = _status_of(record)
+            self._status = status = _status_of(record)
             self._release(record.job)
-            return record.verdict.state.value
+            self._tell_found(context, status, f"the record says {status.raw or status.state.value}")
+            return status.state.value
         self._expect_same_cluster(record)
-        status = self._look(context)
-        if status is None:
+        if (seen := self._look(context)) is None:
+            self._status = JobStatus(job=JobRef(str(external_id)), state=JobState.UNKNOWN)
+            self._tell_found(context, self._status, "the cluster is out of reach, and waited for")
             return JobState.UNKNOWN.value
-        self._status = status = self._killed_if_gone(status)
+        self._status = status = self._killed_if_gone(seen)
+        self._tell_found(context, status, f"the cluster says {status.raw or status.state.value}")
         if status.state is JobState.ABSENT and self.on_lost == "fail":
-            self.after_end()
-            self._release(status.job)
-            raise JobLost(self._lost_message(status))
+            raise self._job_lost(context, status)
         if status.state.final:
             self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(status)))
             self._release(status.job)
-        elif status.state.active:
-            self._warn_of_changed_arguments(context)
+        elif status.state in (JobState.PENDING, JobState.RUNNING) and self._recorded.unanswered:
+            # The kill of an earlier try has not arrived. If the job is gone one day, that was not this task.
+            self._save(context, dataclasses.replace(self._recorded, killing=False, unanswered=False))
+        if status.state.active or status.state is JobState.SUCCEEDED:
+            self._warn_of_changed_arguments(context, status)
         return status.state.value
 
     def is_job_active(self, status: str) -> bool:
@@ -341,11 +396,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def poll_until_complete(self, external_id: JsonValue, context: Context) -> Any:
         """Defer until the job has ended (or wait for it, if not deferrable). Returns the result."""
         self._status = self._status or self._look(context)
-        self._push_job(context)
         self.mirror(context, str(self._recorded.job))
+        self._push_job(context)
         if self._status is not None and self._status.state.final:
             return self._finish(context, self._status)
-        arguments = self._trigger_arguments(context)
+        job = self._recorded.job
+        assert job is not None  # noqa: S101 the mixin gives us one that is in the record
+        arguments = self._trigger_arguments(context, job)
         if not self.deferrable:
             return self._wait_here(context, arguments)
         self._expect_still_wanted(context)
@@ -362,25 +419,46 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _resolve(self, context: Context) -> None:
         """Read the record and settle everything that must be settled before the mixin decides."""
         self._load(context)
+        self._anew, self._adopted, self._status = False, False, None
         mirrored = store_of(context).get(self.external_id_key)
-        # The fence: if this is refused, an older try reads here, and what it has read means nothing.
-        write(context, TRY_XCOM_KEY, str(context["ti"].id), for_ever=False)
-        self._push_try(context, self._record.submission.token if self._record else "")
+        self._fence(context)  # if this is refused, an older try reads here, and what it has read means nothing
+        record = self._record
+        cleared = record is not None and self._is_cleared(context, record)
+        follows = record is not None and (not cleared or self.on_clear == "reconnect")
+        self._push_try(context, record.submission.token if record and follows else _ANOTHER if record else "")
+        self._push_job(context)
         self._adopt_what_upstream_submitted(context, mirrored)
         record = self._record
         if record is None:
             self._look_for_unrecorded_jobs(context)
-            return
-        if (record.generation, record.fingerprint) != (generation_of(context), fingerprint_of(context)):
+        elif self._is_cleared(context, record):
             self._after_clear(context, record)
         elif record.job is None:
             self._expect_same_cluster(record)
-            self.log.info(
-                "An earlier try died while it submitted: looking for its job (token %s)", record.submission.token
-            )
+            self.log.info("The record names no job of its %s: looking for it", self._origin(record))
             if (found := self._find(context, record)) is not None:
                 self._status = found.status
                 self._save(context, dataclasses.replace(record, job=found.status.job))
+                why = "it carries the token of the record, which had no job yet"
+                self._adopt(context, "adopt_found", "adoptions.found", why)
+
+    def _is_cleared(self, context: Context, record: Record) -> bool:
+        return (record.generation, record.fingerprint) != (generation_of(context), self._fingerprint_of(context))
+
+    def _fingerprint_of(self, context: Context) -> str:
+        """Return the fingerprint, made once: over an XCom's list it takes a request."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(context)
+        return self._fingerprint
+
+    def _fence(self, context: Context) -> None:
+        """
+        See that this try is in charge, where there is nothing else to be written.
+
+        :raises Superseded: when another try is.
+        """
+        if self.durable:
+            write(context, TRY_XCOM_KEY, str(context["ti"].id), for_ever=False)
 
     def _load(self, context: Context) -> None:
         value = store_of(context).get(RECORD_KEY) if self.durable else None
@@ -437,29 +515,66 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 f"whether {job_id}, which another operator submitted, ended before this task was cleared cannot be "
                 "told now; nothing was submitted"
             )
-        record = self._adopted(context, JobRef(job_id), self._new_submission(context, prior), prior=prior)
+        record = self._record_of(
+            context,
+            self._new_submission(context, prior),
+            job=JobRef(job_id),
+            previous=prior.as_previous() if prior else (),
+        )
         if status is not None and status.state.final:
             record = dataclasses.replace(record, verdict=Verdict.of(status))
         if status is None or status.state.active or not cleared:
-            self.log.info("Adopting %s, which another operator stored under %s", job_id, self.external_id_key)
             self._save(context, record)
+            why = f"another operator stored it under {self.external_id_key}"
+            self._adopt(context, "adopt_stored", "adoptions.stored", why)
         else:
-            self.log.info("%s ended before this task was cleared: running again", job_id)
-            self._record, self._anew = record, True
+            self._record = record
+            self._run_anew(
+                "clear_resubmit", f"{job_id}, which another operator stored, ended before the task was cleared"
+            )
 
-    def _adopted(self, context: Context, job: JobRef, submission: Submission, *, prior: Record | None) -> Record:
-        """Return a record for a job that exists already."""
+    def _record_of(
+        self,
+        context: Context,
+        submission: Submission,
+        *,
+        job: JobRef | None = None,
+        cluster: Sequence[str] | None = None,
+        previous: tuple[PreviousSubmission, ...] = (),
+    ) -> Record:
+        """
+        Return a record: of a submission that is about to be sent, or of a job that has none.
+
+        :param cluster: the cluster's names, if not those that the connection has now.
+        """
         talk = self._conversing
         return Record(
             submission=submission,
             generation=generation_of(context),
-            fingerprint=fingerprint_of(context),
-            arguments="",
-            cluster=tuple(talk.run(talk.hook.cluster())),
+            fingerprint=self._fingerprint_of(context),
+            arguments="" if job else digest_of(submission.token, self.describe_job()),
+            cluster=tuple(talk.run(talk.hook.cluster()) if cluster is None else cluster),
             intended_at=time.time(),
             job=job,
-            previous=prior.as_previous() if prior else (),
+            previous=previous,
         )
+
+    def _unrecorded(self, context: Context, job: JobRef, *, token: str) -> Record:
+        """Return a record for a job that has none: the task is not durable, or its record was deleted."""
+        return self._record_of(context, Submission(token=token), job=job, cluster=())
+
+    def _adopt(self, context: Context, decision: str, what: str, why: str) -> None:
+        """Say that a job is followed of which the record did not know."""
+        record = self._recorded
+        self._adopted = True
+        self._count(context, what)
+        self.log.info("%s %s: %s", "Found" if decision == "adopt_found" else "Adopting", record.job, why)
+        push_decision(context, decision, why=why, job=record.job, submission=record.submission)
+
+    def _run_anew(self, decision: str, why: str) -> None:
+        """Have the mixin submit, whatever the record names."""
+        self._anew = True
+        self._reason = (decision, why)
 
     def _look_for_unrecorded_jobs(self, context: Context) -> None:
         """Without a record on a later try, look for live jobs that carry our label: it may have been deleted."""
@@ -470,6 +585,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             owned = talk.run(talk.hook.find_owned(deployment(), owner_of(context)))
         except NotImplementedError:
             return
+        owned = [job for job in owned if job.status.state.active]  # not one that is only kept for its end
         if not owned:
             return
         names = ", ".join(str(job.status.job) for job in owned)
@@ -480,33 +596,32 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 f"another deployment's. Set it, or look at the job yourself. {way_out(context)}"
             )
         if self.on_clear == "reconnect" and len(owned) == 1:
-            self.log.info("Following %s on: it carries the label of this task, which has no record of it", names)
             submission = dataclasses.replace(self._new_submission(context, None), token=owned[0].token)
-            self._save(context, self._adopted(context, owned[0].status.job, submission, prior=None))
+            self._save(context, self._record_of(context, submission, job=owned[0].status.job))
+            why = "it carries the label of this task, which has no record of it"
+            self._adopt(context, "adopt_labelled", "adoptions.labelled", why)
             return
         for job in owned:
             self.log.warning("Killing %s: it carries the label of this task, which has no record of it", job.status.job)
-            self._kill_and_see_dead(job.status.job)
+            self._kill_old(context, job.status.job)
+        self._reason = ("clear_resubmit", f"{names}, of which there was no record, is dead")
 
     # What is to be done: after a clear
 
     def _after_clear(self, context: Context, record: Record) -> None:
         """See the old generation's job dead (or take it up, if so asked) before the new one submits."""
-        why = (
-            "The mapped arguments have changed"
-            if record.fingerprint != fingerprint_of(context)
-            else "The task was cleared"
-        )
-        self._anew = True
+        same_item = record.fingerprint == self._fingerprint_of(context)
+        why = "the task was cleared" if same_item else "the mapped arguments have changed"
+        self._run_anew("clear_resubmit", why)
         if record.verdict is not None:
-            self.log.info("%s: running again (the last job ended as %s)", why, record.verdict.state.value)
+            self._run_anew("clear_resubmit", f"{why}, and {record.job} has ended as {record.verdict.state.value}")
             self._release(record.job)
             return
         self._expect_same_cluster(record)
         if record.job is None and (found := self._find(context, record)) is not None:
             record = dataclasses.replace(record, job=found.status.job)
         if record.job is None:
-            self.log.info("%s: running again (the last submission never reached the cluster)", why)
+            self._run_anew("clear_resubmit", f"{why}, and the last submission never reached the cluster")
             self._release(record.submission.job)
             return
         job = record.job
@@ -515,52 +630,64 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             job, status = found.status.job, found.status
             record = record.moved_to(job)
         if status is not None and status.state.final:
-            self.log.info("%s: running again (its job %s ended as %s)", why, job, status.raw)
+            self._run_anew("clear_resubmit", f"{why}, and {job} has ended as {status.raw or status.state.value}")
             self._release(job)
             return
-        same_item = record.fingerprint == fingerprint_of(context)
         if self.on_clear == "reconnect" and same_item and (status is None or status.state.active):
-            self.log.info("%s: following %s on, as on_clear='reconnect' asks", why, job)
             self._anew = False
             self._save(context, dataclasses.replace(record, generation=generation_of(context)))
+            self.log.info("Following %s on although %s: on_clear='reconnect'", job, why)
             return
-        self.log.warning("%s: killing its job %s before it runs again", why, job)
+        self.log.warning("Killing %s before this task runs again: %s", job, why)
         self._save(context, record)
-        self._kill_and_see_dead(job, submission=record.submission)
+        self._kill_old(context, job)
+        self._run_anew("clear_resubmit", f"{why}, and {job} is dead")
 
-    def _kill_and_see_dead(self, job: JobRef, *, submission: Submission | None = None) -> None:
+    def _kill_old(self, context: Context, job: JobRef) -> None:
         """
-        Kill a job and wait until it is seen dead.
+        Kill an old job and wait until it is seen dead.
 
         :raises JobEnded: when that takes longer than ``kill_timeout``. Nothing was submitted.
         """
+        try:
+            status = self._kill_and_see_dead(context, job, within=self.kill_timeout)
+        except _StillAlive as error:
+            raise JobEnded(
+                f"the old job {job} was not seen dead within {self.kill_timeout:.0f} s ({error}); nothing was submitted"
+            ) from error
+        if status.state is JobState.ABSENT:
+            self.log.warning("The cluster does not know %s any more: taken for dead", status.job)
+        else:
+            self.log.info("%s is %s", status.job, status.raw or status.state.value)
+        self._release(status.job)
+
+    def _kill_and_see_dead(self, context: Context, job: JobRef, *, within: float) -> JobStatus:
+        """
+        Kill a job, and what the cluster starts in its place, until it is dead or not known any more.
+
+        :param within: seconds.
+        :raises _StillAlive: when the time is up, with what was seen last.
+        """
         talk = self._conversing
-        until = time.monotonic() + self.kill_timeout
-        trouble = "it is still alive"
-        while time.monotonic() < until:
+        until = time.monotonic() + within
+        while True:
             try:
-                talk.run(talk.hook.kill(job))
+                self._kill_noted(context, job)
                 status = talk.run(talk.hook.poll([job]))[job]
-                if status.state is JobState.RELAUNCHED and submission is not None:
-                    found = talk.run(talk.hook.find(submission))
+                if status.state is JobState.RELAUNCHED and self._record is not None:
+                    found = talk.run(talk.hook.find(self._record.submission))
                     if isinstance(found, Found) and found.status.job != job:
                         job = found.status.job
+                        self._record = self._record.moved_to(job)
                         continue
+                if status.state.final or status.state is JobState.ABSENT:
+                    return status
                 trouble = f"it is still {status.raw or status.state.value}"
-                if status.state is JobState.ABSENT:
-                    self.log.warning("The cluster does not know %s any more: taken for dead", job)
-                    self._release(job)
-                    return
-                if status.state.final:
-                    self.log.info("%s is %s", job, status.raw)
-                    self._release(job)
-                    return
             except (ClusterError, SubmissionUncertain) as error:
                 trouble = str(error)
+            if time.monotonic() >= until:
+                raise _StillAlive(trouble)
             talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-        raise JobEnded(
-            f"the old job {job} was not seen dead within {self.kill_timeout:.0f} s ({trouble}); nothing was submitted"
-        )
 
     # What is to be done: the cluster
 
@@ -577,14 +704,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _find(self, context: Context, record: Record) -> Found | None:
         """Return the submission's job, ``None`` if it is proven absent; kill jobs that came beside it."""
         talk = self._conversing
-        try:
-            found = talk.run(talk.hook.find(record.submission))
-        except SubmissionUncertain as error:
-            raise SubmissionUncertain(f"{error}. {way_out(context)}", permanent=error.permanent) from error
+        found = talk.run(talk.hook.find(record.submission))
         if not isinstance(found, Found):
-            self.log.info("Its job does not exist on the cluster: nothing was submitted")
             return None
-        self.log.info("Found %s", found.status.job)
         for younger in found.younger:
             self.log.error("Killing %s: it carries the token of %s, and only one was meant", younger, found.status.job)
             self._save(context, record)
@@ -599,14 +721,29 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._conversing.run(self._conversing.hook.kill(job))
         self._release(job)
 
-    def _kill_noted(self, context: Context, record: Record, job: JobRef) -> None:
-        """Kill the task's job, and have that in the record before, unless the cluster does not take the kill."""
-        self._save(context, dataclasses.replace(record, killing=True))
+    def _kill_noted(self, context: Context, job: JobRef) -> None:
+        """
+        Kill the task's job, and have that in the record before, unless the cluster does not take the kill.
+
+        :raises Superseded: when another try is in charge. Nothing was killed.
+        """
+        if self._record is None:
+            self._fence(context)
+            self._conversing.run(self._conversing.hook.kill(job))
+            return
+        before = self._record
+        self._save(context, dataclasses.replace(before, killing=True))
         try:
             self._conversing.run(self._conversing.hook.kill(job))
         except (AuthenticationFailed, RequestRefused):  # nobody has killed it: if it is gone one day, it is lost
-            self._save(context, dataclasses.replace(record, killing=False))
+            self._save(context, dataclasses.replace(self._recorded, killing=False, unanswered=False))
             raise
+        except ClusterUnreachable:
+            if not before.killing:  # else an earlier kill may have been answered
+                self._save(context, dataclasses.replace(self._recorded, unanswered=True))
+            raise
+        if before.unanswered:
+            self._save(context, dataclasses.replace(self._recorded, unanswered=False))
 
     def _release(self, job: JobRef | None) -> None:
         """Let go of a job that this task has done with. What fails here is no reason to fail the task."""
@@ -620,10 +757,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _release_unless_followed_on(self, context: Context, job: JobRef) -> None:
         """Let go of a job, but not while its end is not recorded and a retry follows that will look for it."""
-        ti, record = context["ti"], self._record
+        record = self._record
         ended = record is not None and record.verdict is not None
-        if ended or not self.durable or ti.try_number > ti.max_tries:
-            self._release(job)
+        if not ended and self.durable and not _is_last(context):
+            return
+        if not ended:
+            self._fence(context)  # a later try may follow it
+        self._release(job)
 
     def _poll_or_none(self, job: JobRef) -> JobStatus | None:
         """Return the job's status, ``None`` when the cluster is out of reach."""
@@ -664,10 +804,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         return found if found is not None and found.status.job != status.job else None
 
     def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
-        """Another try is in charge: kill our job only if it is one too many."""
+        """Another try is in charge, or the run is gone: kill our job only if it is one too many, or nobody's."""
         talk = self._conversing
+        if self._state_that_ends_it(context) == _GONE:
+            self._leave_nobodys(job)
+            return
         one_too_many: dict[JobRef, str] = {}
-        in_charge = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=TRY_XCOM_KEY)
+        in_charge = _pull(context, TRY_XCOM_KEY)
         another = isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token)
         if another:
             one_too_many[job] = "the try in charge runs another submission"
@@ -689,20 +832,30 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     # Waiting and ending
 
-    def _trigger_arguments(self, context: Context) -> JobTriggerArguments:
+    def _deadline(self, context: Context) -> float | None:
+        """Return when the execution timeout of this try passes, in seconds since the epoch."""
+        timeout: timedelta | None = self.execution_timeout
+        return None if timeout is None else float(context["ti"].start_date.timestamp() + timeout.total_seconds())
+
+    def _is_past_deadline(self, context: Context) -> bool:
+        deadline = self._deadline(context)
+        return deadline is not None and time.time() >= deadline
+
+    def _deadline_passed(self, what: str) -> DeadlinePassed:
+        return DeadlinePassed(f"the execution timeout of {self.execution_timeout} passed: {what}")
+
+    def _trigger_arguments(self, context: Context, job: JobRef) -> JobTriggerArguments:
         from durable_spark.triggers.job import JobTriggerArguments
 
         ti, record = context["ti"], self._recorded
-        assert record.job is not None  # noqa: S101
-        timeout: timedelta | None = self.execution_timeout
         # Airflow's own timer does it for a task that waits on its worker.
-        deadline = ti.start_date.timestamp() + timeout.total_seconds() if timeout and self.deferrable else None
+        deadline = self._deadline(context) if self.deferrable else None
         quiet = conf.getfloat("durable_spark", "earliest_event", fallback=10.0) if self.deferrable else 0.0
         return JobTriggerArguments(
             hook=self.hook_path,
             conn_id=self.conn_id,
             cluster=record.cluster,
-            job=record.job,
+            job=job,
             submission=record.submission,
             dag_id=ti.dag_id,
             run_id=ti.run_id,
@@ -729,10 +882,64 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _left(self, context: Context) -> float | None:
         """Return the seconds until a little after Airflow's own timer has ended this process' work."""
-        if self.execution_timeout is None:
-            return None
-        elapsed = time.time() - context["ti"].start_date.timestamp()
-        return max(0.0, self.execution_timeout.total_seconds() - elapsed) + _TIMER_MARGIN
+        deadline = self._deadline(context)
+        return None if deadline is None else max(0.0, deadline - time.time()) + _TIMER_MARGIN
+
+    # Waiting: until it can be told whether there is a job
+
+    def _is_untold(self, error: DurableJobError) -> bool:
+        """Whether the submission in the record may have become a job, and the cluster may yet tell."""
+        from durable_spark.triggers.job import may_be_told_later
+
+        record = self._record
+        intent = record is not None and record.job is None and record.verdict is None
+        return self.durable and intent and may_be_told_later(error)
+
+    def _word_due(self, context: Context) -> float:
+        """Return when the waiting ends, in seconds since the epoch."""
+        given_up = float(context["ti"].start_date.timestamp()) + self.outage_timeout
+        deadline = self._deadline(context)
+        return given_up if deadline is None else min(given_up, deadline)
+
+    def _wait_for_word(self, context: Context, error: DurableJobError, *, told: bool) -> None:
+        """
+        Wait until the cluster can tell whether the submission in the record has become a job.
+
+        Deferred, the task goes on in :meth:`execute_again`.
+
+        :param told: whether it could, and what failed is the sending: the trigger would be told at once, each time.
+        """
+        from durable_spark.triggers.feed import LONGEST_BACKOFF, LONGEST_RETRY_AFTER
+        from durable_spark.triggers.job import SubmissionTrigger
+
+        record, due = self._recorded, self._word_due(context)
+        self.log.warning(
+            "Whether there is a job of %s cannot be told now: %s. Nothing is submitted before it can; "
+            "it is asked again until %s",
+            self._origin(record),
+            error,
+            clock(due),
+        )
+        push_decision(context, "wait", why=str(error), job=None, submission=record.submission)
+        unnamed = JobRef(f"the job of token {record.submission.token[:8]}…")
+        arguments = dataclasses.replace(self._trigger_arguments(context, unnamed), deadline=due)
+        if told:
+            asked = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
+            waited = time.time() - float(context["ti"].start_date.timestamp())  # ever more seldom, without a counter
+            pause = max(self.poll_interval or JobHook.default_poll_interval, min(waited / 4, LONGEST_BACKOFF), asked)
+            arguments = dataclasses.replace(arguments, quiet=max(arguments.quiet, min(pause, due - time.time())))
+        trigger = SubmissionTrigger(arguments.to_json())
+        if self.deferrable:
+            self._expect_still_wanted(context)
+            self.log.info("Deferring: the cluster is asked again from the triggerer")
+            timeout = due - time.time() + _BACKSTOP_MARGIN
+            self.defer(trigger=trigger, method_name="execute_again", timeout=timeout)
+        talk = self._conversing
+        waiting = talk.until_interrupted(first_event(trigger), timeout=self._left(context))
+        if talk.run(waiting) is None:
+            raise AirflowException(
+                f"Told to stop while it could not be told whether {unnamed} exists{self._leftover(context, error)}"
+            )
 
     def _wait_here(self, context: Context, arguments: JobTriggerArguments) -> Any:
         from durable_spark.triggers.job import JobEvent, JobTrigger
@@ -742,40 +949,53 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             waiting = first_event(JobTrigger(arguments.to_json()))
             event = talk.run(talk.until_interrupted(waiting, timeout=self._left(context)))
         except AirflowTaskTimeout:
-            raise self._deadline_passed(context, arguments.job, killed_by_trigger=False) from None
+            return self._conclude(context, self._end_at_deadline(context, arguments.job))
         if event is not None:
             return self._complete(context, JobEvent.from_json(event))
+        what = f"Told to stop while waiting for {arguments.job}"
         if self.kill_jobs:
             self.log.warning("Told to stop: killing %s", arguments.job)
-            self._kill_noted(context, self._recorded, arguments.job)
+            self._kill_noted(context, arguments.job)
             self._release(arguments.job)
-        else:
-            self._expect_still_wanted(context)
-            self._release_unless_followed_on(context, arguments.job)
-        raise AirflowException(f"Told to stop while waiting for {arguments.job}")
+            raise AirflowException(what)
+        self._expect_still_wanted(context)
+        self._release_unless_followed_on(context, arguments.job)
+        raise AirflowException(f"{what}{self._leftover(context)}")
 
     def _expect_still_wanted(self, context: Context) -> None:
         """Before letting go of the job, see whether a person has ended the task meanwhile."""
+        job = self._recorded.job
+        if (state := self._state_that_ends_it(context)) is None:
+            return
+        if state == _GONE:
+            self._leave_nobodys(job)
+        elif job is not None and self.kill_jobs:
+            self.log.warning("This task is %s by now: killing %s", state, job)
+            self._kill_noted(context, job)
+            self._release(job)
+        else:
+            self._release(job)
+        raise AirflowException(f"This task was set to {'removed' if state == _GONE else state} meanwhile")
+
+    def _leave_nobodys(self, job: JobRef | None) -> None:
+        """Kill, or keep, the job of a task instance that is gone: there is no record any more, and no other try."""
+        if job is not None and self.kill_jobs:
+            self.log.warning("This task is gone by now: killing %s", job)
+            self._kill(job)
+        else:
+            self._release(job)
+
+    def _state_that_ends_it(self, context: Context) -> str | None:
+        """Return the state in which nobody waits for the job any more; ``None`` if the task goes on, or who knows."""
         from durable_spark.triggers.job import state_of
 
-        ti, job = context["ti"], self._recorded.job
+        ti = context["ti"]
         try:
             state = state_of(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index(ti))
         except Exception as error:
             self.log.warning("The state of this task could not be read: %s", error)
-            return
-        if state not in ENDED_BY_A_PERSON:
-            return
-        if job is not None and self.kill_jobs:
-            self.log.warning("This task is %s by now: killing %s", state or "gone", job)
-            if state is not None:
-                self._kill_noted(context, self._recorded, job)
-                self._release(job)
-            else:  # nobody else can be in charge of what is gone, and there is no record any more
-                self._kill(job)
-        else:
-            self._release(job)
-        raise AirflowException(f"This task was set to {state or 'removed'} meanwhile")
+            return None
+        return state or _GONE if state in ENDED_BY_A_PERSON else None
 
     def _complete(self, context: Context, event: JobEvent) -> Any:
         if self._record is None:
@@ -786,13 +1006,21 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if record.submission.token != event.token:
             raise AirflowException("The trigger's event is about an earlier submission of this task")
         self._record = record.moved_to(event.job)
+        if event.kind in ("lost", "timeout") and not event.confirmed:
+            self._fold_in_the_triggers_kill(context)
         if event.kind == "timeout":
-            raise self._deadline_passed(context, event.job, killed_by_trigger=event.confirmed, message=event.message)
+            return self._conclude(
+                context,
+                self._end_at_deadline(context, event.job, confirmed=event.confirmed, message=event.message),
+            )
         if event.kind == "outage":
             self._release_unless_followed_on(context, event.job)
-            raise OutageTooLong(f"{event.job}: {event.message}. It may still run: the next try reconnects")
+            raise OutageTooLong(f"{event.job}: {event.message}")
         state = JobState.ABSENT if event.kind == "lost" else JobState(event.kind)
-        status = JobStatus(job=event.job, state=state, raw=event.state, message=event.message)
+        return self._conclude(context, JobStatus(job=event.job, state=state, raw=event.state, message=event.message))
+
+    def _conclude(self, context: Context, status: JobStatus) -> Any:
+        """Return or raise what the end of a job comes to, or the loss of it."""
         status = self._killed_if_gone(status)
         return self._lost(context, status) if status.state is JobState.ABSENT else self._finish(context, status)
 
@@ -800,24 +1028,25 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """Return the status; a job that is gone after this task has asked for its kill was killed, not lost."""
         if status.state is not JobState.ABSENT or not self._recorded.killing:
             return status
-        return dataclasses.replace(status, state=JobState.KILLED, message="killed by an earlier try of this task")
+        return dataclasses.replace(status, state=JobState.KILLED, message="killed by this task, in this try or before")
 
-    def _unrecorded(self, context: Context, job: JobRef, *, token: str | None = None) -> Record:
-        """Return a record for a job that has none, because the task is not durable or its record was deleted."""
-        return Record(
-            submission=Submission(token=token or new_token()),
-            generation=generation_of(context),
-            fingerprint=fingerprint_of(context),
-            arguments="",
-            cluster=(),
-            intended_at=time.time(),
-            job=job,
-        )
+    def _fold_in_the_triggers_kill(self, context: Context) -> bool:
+        """Take over into the record that this try's trigger has sent a kill. Whether it has."""
+        from durable_spark.triggers.job import NOTE_XCOM_KEY, noted_end
+
+        record = self._record
+        if record is None or record.verdict is not None:
+            return False
+        noted = noted_end(_pull(context, NOTE_XCOM_KEY), ti_id=str(context["ti"].id))
+        if noted is None or noted.job != record.job or not (noted.confirmed or noted.kind == "failed"):
+            return False
+        self._record = dataclasses.replace(record, killing=True, unanswered=False)
+        return True
 
     def _job_of_this_try(self, context: Context) -> JobRef | None:
         if self._record is not None:
             return self._record.job
-        job_id = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=self.external_id_key)
+        job_id = _pull(context, self.external_id_key)
         return JobRef(job_id) if isinstance(job_id, str) else None
 
     def _finish(self, context: Context, status: JobStatus) -> str:
@@ -852,59 +1081,72 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _lost(self, context: Context, status: JobStatus) -> Any:
         if self.on_lost == "fail":
-            self.after_end()
-            self._release(status.job)
-            raise JobLost(self._lost_message(status))
+            raise self._job_lost(context, status)
         last = self._look(context)
+        if last is not None and last.state.final:
+            return self._finish(context, last)
         if last is None or last.state is not JobState.ABSENT:
-            raise OutageTooLong(f"{status.job} is known again, or the cluster is out of reach: the next try reconnects")
-        self.log.warning(
-            "%s is not known to the cluster any more: submitting anew, as on_lost='resubmit' asks", status.job
-        )
-        self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(status)))
+            raise OutageTooLong(f"{status.job} is known again, or the cluster is out of reach")
+        self._reason = ("lost_resubmit", f"{status.job} is lost, and on_lost='resubmit'")
+        self._count(context, "lost_jobs")
+        self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(last)))
         self._release(status.job)
         job_id = self.submit_job(context)
         self.mirror(context, job_id)
         return self.poll_until_complete(job_id, context)
 
-    def _lost_message(self, status: JobStatus) -> str:
-        return (
+    def _job_lost(self, context: Context, status: JobStatus) -> JobLost:
+        """Let go of what may be left of a job that is lost, and return what to raise."""
+        record = self._recorded
+        self._fence(context)
+        self._count(context, "lost_jobs")
+        self.after_end()
+        self._release(status.job)
+        log = _pull(context, Link.LOG.xcom_key)
+        known = [self._origin(record), status.message, f"its log was at {log}" if log else ""]
+        lost = JobLost(
             f"the cluster does not know {status.job} any more, and its end was not seen: it may have succeeded or "
-            "failed. Look at what it was to write; then clear the task to run it again, or mark it as succeeded. "
-            "on_lost='resubmit' submits anew by itself"
+            f"failed. {'; '.join(part for part in known if part)}. Look at what it was to write; then clear the task "
+            "to run it again, or mark it as succeeded. on_lost='resubmit' submits anew by itself"
         )
-
-    def _deadline_passed(
-        self, context: Context, job: JobRef, *, killed_by_trigger: bool, message: str = ""
-    ) -> DeadlinePassed:
-        """See the job dead, unless it is to be kept, let go of it, and return what to raise."""
-        passed = self._end_at_deadline(context, job, killed_by_trigger=killed_by_trigger, message=message)
-        self._release_unless_followed_on(context, job)
-        return passed
+        push_decision(context, "lost", why=str(lost), job=status.job, submission=record.submission)
+        return lost
 
     def _end_at_deadline(
-        self, context: Context, job: JobRef, *, killed_by_trigger: bool, message: str
-    ) -> DeadlinePassed:
-        talk, record = self._conversing, self._record or self._unrecorded(context, job)
-        what = f"the execution timeout of {self.execution_timeout} passed"
-        if killed_by_trigger:
-            self._save(context, dataclasses.replace(record, verdict=_killed(message)))
-            return DeadlinePassed(f"{what}: {job} was killed")
-        if self.on_timeout == "keep":
-            return DeadlinePassed(f"{what}: {job} was left running, as on_timeout='keep' asks")
+        self, context: Context, job: JobRef, *, confirmed: bool = False, message: str = ""
+    ) -> JobStatus:
+        """
+        End a job because the execution timeout has passed.
+
+        :param confirmed: whether the trigger has killed it and seen it dead.
+        :return: what has become of it, if it ended by itself or is lost.
+        :raises DeadlinePassed: with what has become of it, otherwise.
+        """
+        record = self._record or self._unrecorded(context, job, token=new_token())
+        self._record = record.moved_to(job)
+        if confirmed:
+            self._save(context, dataclasses.replace(self._record, verdict=_killed(message)))
+            self._release(job)
+            raise self._deadline_passed(f"{job} was killed")
         try:
-            self._expect_same_cluster(record)
-            self._kill_noted(context, record, job)
-            until = time.monotonic() + _KILL_CONFIRMED_WITHIN
-            while time.monotonic() < until:
-                status = talk.run(talk.hook.poll([job]))[job]
-                if status.state.final or status.state is JobState.ABSENT:
-                    self._save(context, dataclasses.replace(record, verdict=Verdict.of(status)))
-                    return DeadlinePassed(f"{what}: {job} was killed and is {status.raw or 'gone'}")
-                talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-        except (ClusterError, ClusterChanged) as error:
-            return DeadlinePassed(f"{what}, but {job} could not be killed and may still run: {error}")
-        return DeadlinePassed(f"{what}: {job} was killed, but not seen dead yet")
+            self._expect_same_cluster(self._record)
+            status = self._killed_if_gone(self._look(context) or JobStatus(job=job, state=JobState.UNKNOWN))
+            if status.state.active and self.on_timeout == "keep":
+                self._release_unless_followed_on(context, job)
+                raise self._deadline_passed(f"{status.job} was left running, as on_timeout='keep' asks")
+            if status.state.active:
+                status = self._kill_and_see_dead(context, status.job, within=_KILL_CONFIRMED_WITHIN)
+            if not self._recorded.killing or status.state in (JobState.SUCCEEDED, JobState.FAILED):
+                return status
+        except (ClusterChanged, ClusterError, SubmissionUncertain) as error:
+            self._release_unless_followed_on(context, job)
+            raise self._deadline_passed(f"{job} could not be killed: {error}") from error
+        except _StillAlive as error:
+            self._release_unless_followed_on(context, job)
+            raise self._deadline_passed(f"{job} was to be killed, but is not seen dead yet: {error}") from error
+        self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(self._killed_if_gone(status))))
+        self._release(status.job)
+        raise self._deadline_passed(f"{status.job} was killed and is {status.raw or 'gone'}")
 
     # What others see
 
@@ -914,25 +1156,104 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         ti.xcom_push(key=TRY_XCOM_KEY, value={"token": token, "ti_id": str(ti.id)})
 
     def _push_job(self, context: Context) -> None:
-        job = self._recorded.job
+        """Let others see the job and its links, as soon as they are known and whatever becomes of this try."""
+        job = self._record.job if self._record else None
         if job is None:
             return
+        values = {link.xcom_key: url for link, url in (self._status.links if self._status else {}).items()}
         if self.do_xcom_push:
-            context["ti"].xcom_push(key=self.external_id_key, value=job.id)
-        for link, url in (self._status.links if self._status else {}).items():
-            context["ti"].xcom_push(key=link.xcom_key, value=url)
+            values[self.external_id_key] = job.id
+        for key, value in values.items():
+            if self._pushed.get(key) != value:
+                context["ti"].xcom_push(key=key, value=value)
+                self._pushed = {**self._pushed, key: value}  # the dict itself is shared with the Dag's operator
 
-    def _warn_of_changed_arguments(self, context: Context) -> None:
+    def _warn_of_changed_arguments(self, context: Context, status: JobStatus) -> None:
         record = self._recorded
+        runs = "ran" if status.state.final else "runs on"
         try:
             digest = digest_of(record.submission.token, self.describe_job())
         except BadArguments as error:
             self.log.warning(
-                "The arguments of this task are wrong by now, but its job runs with the old ones: %s", error
+                "The arguments of this task are wrong by now, but %s %s with the old ones: %s", record.job, runs, error
             )
             return
         if record.arguments and record.arguments != digest:
-            self.log.warning("The arguments of this task have changed; %s runs on with the old ones", record.job)
+            self.log.warning("The arguments of this task have changed; %s %s with the old ones", record.job, runs)
+
+    def _origin(self, record: Record) -> str:
+        """Return which submission it is, and where it went, for logs and messages."""
+        submission = record.submission
+        return (
+            f"submission {submission.ordinal} (token {submission.token}) to {', '.join(record.cluster)} "
+            f"by connection {self.conn_id!r} at {clock(record.intended_at)}"
+        )
+
+    def _count(self, context: Context, what: str) -> None:
+        count(context, what, operator=type(self).__name__, conn_id=self.conn_id)
+
+    def _tell_found(self, context: Context, status: JobStatus, why: str) -> None:
+        """Say what a try has found of the job in the record; what it makes of it, the mixin says."""
+        record, job = self._recorded, self._recorded.job
+        if self._adopted and status.state.active:
+            return
+        self.log.info("The record names %s, %s: %s", job, self._origin(record), why)
+        if status.state.active:
+            self._count(context, "reconnects")
+            decision = "reconnect"
+        elif status.state is JobState.SUCCEEDED:
+            decision = "already_succeeded"
+        else:
+            lost = status.state is JobState.ABSENT
+            self._reason = (
+                ("lost_resubmit", f"{job} is lost, and on_lost='resubmit'")
+                if lost
+                else ("terminal_resubmit", f"{job} has ended: {why}")
+            )
+            if lost and self.on_lost == "resubmit":
+                self._count(context, "lost_jobs")
+            return
+        push_decision(context, decision, why=why, job=job, submission=record.submission)
+
+    def _tell_failure(self, context: Context, error: DurableJobError) -> None:
+        """Say in XCom that this try has come to no decision, unless a later one is in charge."""
+        if isinstance(error, JobEnded):
+            return
+        with contextlib.suppress(Exception):
+            self._fence(context)
+            record = self._record
+            push_decision(
+                context,
+                "fail",
+                why=f"{type(error).__name__}: {error}",
+                job=record.job if record else None,
+                submission=record.submission if record else None,
+            )
+
+    def _leftover(self, context: Context, error: BaseException | None = None) -> str:
+        """Return what a try that ends without a verdict may leave behind, and the way out."""
+        record = self._record
+        if record is None or record.verdict is not None:
+            return ""
+        if isinstance(error, (BadArguments, JobLost, SubmissionRefused)):
+            return ""
+        if record.job is None and isinstance(error, SubmissionUncertain) and error.permanent:
+            return f". {way_out(context)}"
+        if record.job is not None and self._anew:
+            return ""  # an old job, which the next try kills
+        what = f"{record.job} may still run" if record.job else "whether the submission has become a job is not known"
+        if not self.durable:
+            return f". {what}: without a record nobody looks for it, so look on the cluster"
+        if not _is_last(context):
+            return f". {what}: the next try {'follows it on' if record.job else 'looks for it'}"
+        if record.job is None:
+            return f". {what}, and no try is left. {way_out(context)}"
+        if self.on_clear == "reconnect":
+            return f". {what}, and no try is left. The way out: clear the task, which follows it on"
+        return (
+            f". {what}, and no try is left. The way out: clear the task, which kills it and runs again; with "
+            "on_clear='reconnect' in the Dag, a clear follows it on"
+        )
 
     def _forget_upstream_status(self, context: Context) -> None:
         if self.durable:
@@ -994,20 +1315,39 @@ class _StoredJobID:
         self._store.delete(key)
 
 
+class _StillAlive(Exception):
+    """A job that was killed is not seen dead yet. The message says what was seen last, or what was in the way."""
+
+
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Raise Airflow's exceptions for ours: what must not be retried fails, the rest honours retries."""
+def translated(leftover: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
+    """
+    Raise Airflow's exceptions for ours: what must not be retried fails, the rest honours retries.
+
+    :param leftover: returns what the end of the try leaves behind, to be said at the end of the message.
+    """
     try:
         yield
-    except (BadArguments, JobLost) as error:
-        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
-    except SubmissionUncertain as error:
-        kind = AirflowFailException if error.permanent else AirflowException
-        raise kind(f"SubmissionUncertain: {error}") from error
-    except DeadlinePassed as error:
-        raise AirflowTaskTimeout(f"DeadlinePassed: {error}") from error
     except DurableJobError as error:
-        raise AirflowException(f"{type(error).__name__}: {error}") from error
+        kind: type[BaseException] = AirflowException
+        if isinstance(error, (BadArguments, JobLost)) or (isinstance(error, SubmissionUncertain) and error.permanent):
+            kind = AirflowFailException
+        elif isinstance(error, DeadlinePassed):
+            kind = AirflowTaskTimeout
+        raise kind(f"{type(error).__name__}: {error}{leftover(error)}") from error
+    except AirflowTaskTimeout as error:  # Airflow's own timer
+        raise AirflowTaskTimeout(f"{error}{leftover(error)}") from error
+
+
+def _is_last(context: Context) -> bool:
+    """Whether no retry follows this try."""
+    return bool(context["ti"].try_number > context["ti"].max_tries)
+
+
+def _pull(context: Context, key: str) -> Any:
+    """Return what this task instance has pushed. Without its map index Airflow answers with those of all items."""
+    ti = context["ti"]
+    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index(ti))
 
 
 def _one_of(name: str, value: str, *allowed: str) -> None:

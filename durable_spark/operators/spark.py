@@ -8,6 +8,7 @@ anything is submitted.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from durable_spark.operators._lineage import with_lineage
 from durable_spark.operators.job import DurableJobOperator
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
 __all__ = ["SparkJobOperator"]
@@ -43,12 +45,12 @@ class SparkJobOperator(DurableJobOperator):
     :param packages: comma-separated Maven coordinates of jars. (templated)
     :param exclude_packages: comma-separated coordinates to leave out of ``packages``. (templated)
     :param repositories: comma-separated additional repositories for ``packages``. (templated)
-    :param total_executor_cores: cores of all executors together.
-    :param executor_cores: cores of each executor.
+    :param total_executor_cores: cores of all executors together. (templated)
+    :param executor_cores: cores of each executor. (templated)
     :param executor_memory: memory of each executor (``512m``, ``2g``). (templated)
     :param driver_memory: memory of the driver (``512m``, ``2g``). (templated)
-    :param driver_cores: cores of the driver.
-    :param num_executors: number of executors.
+    :param driver_cores: cores of the driver. (templated)
+    :param num_executors: number of executors. (templated)
     :param keytab: path of a Kerberos keytab. (templated)
     :param principal: Kerberos principal. (templated)
     :param proxy_user: user to impersonate. (templated)
@@ -83,8 +85,12 @@ class SparkJobOperator(DurableJobOperator):
         "packages",
         "exclude_packages",
         "repositories",
+        "total_executor_cores",
+        "executor_cores",
         "executor_memory",
         "driver_memory",
+        "driver_cores",
+        "num_executors",
         "keytab",
         "principal",
         "proxy_user",
@@ -113,12 +119,12 @@ class SparkJobOperator(DurableJobOperator):
         packages: str | None = None,
         exclude_packages: str | None = None,
         repositories: str | None = None,
-        total_executor_cores: int | None = None,
-        executor_cores: int | None = None,
+        total_executor_cores: int | str | None = None,
+        executor_cores: int | str | None = None,
         executor_memory: str | None = None,
         driver_memory: str | None = None,
-        driver_cores: int | None = None,
-        num_executors: int | None = None,
+        driver_cores: int | str | None = None,
+        num_executors: int | str | None = None,
         keytab: str | None = None,
         principal: str | None = None,
         proxy_user: str | None = None,
@@ -173,6 +179,22 @@ class SparkJobOperator(DurableJobOperator):
         self.pod_at_end = pod_at_end
         self.openlineage_inject_parent_job_info = openlineage_inject_parent_job_info
         self.openlineage_inject_transport_info = openlineage_inject_transport_info
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render templates, also those in a client library's objects (a ``V1Pod``), of which a copy is returned."""
+        names = getattr(content, "openapi_types", None)
+        if not isinstance(names, Mapping) or (seen_oids is not None and id(content) in seen_oids):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        rendered = copy.copy(content)
+        for name in names:
+            setattr(rendered, name, self.render_template(getattr(content, name), context, jinja_env, seen_oids))
+        return rendered
 
     def build_job(self, context: Context) -> SparkJob:
         """

@@ -31,6 +31,7 @@ from durable_spark.hooks.cli import SparkCliHook
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.jobs import (
     ENDED_BY_A_PERSON,
+    BadArguments,
     BadConfiguration,
     ClusterError,
     DurableJobError,
@@ -134,7 +135,7 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
     def execute(self, context: Context) -> Any:
         """Submit the job, or take up the one that an earlier try has submitted, and wait for its end."""
         with translated():
-            if self.deferrable and not self._outlives_the_worker():
+            if self.deferrable and not self._outlives_the_worker(context):
                 self._expect_no_job_on_a_cluster(context)
                 self._half = UpstreamOperator
                 self._hook = None  # upstream's half has yet to put OpenLineage's properties into it
@@ -277,7 +278,7 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
                 if self.on_timeout == "kill":
                     self._kill_half(intent.submission)
                 raise
-            raise self._deadline_passed(context, ref, killed_by_trigger=False) from None
+            return self._end_at_deadline(context, ref).job
         finally:
             self._run = None
         self.log.info("spark-submit took %.1f s", time.monotonic() - began)
@@ -363,13 +364,18 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
             self._hook = self._get_hook()
         return self._hook
 
-    def _outlives_the_worker(self) -> bool:
+    def _outlives_the_worker(self, context: Context) -> bool:
         """Whether the driver runs on the cluster, by the argument, the connection or Spark's own property."""
         hook = self._upstream_hook()
         mode = hook._connection["deploy_mode"] or self._deploy_mode
         if not mode:  # in the order of SparkSubmitArguments.loadEnvironmentArguments
             env = self._environment(hook)
-            mode = self._properties(hook, env).get("spark.submit.deployMode") or env.get("DEPLOY_MODE")
+            try:
+                mode = self._properties(hook, env).get("spark.submit.deployMode") or env.get("DEPLOY_MODE")
+            except BadArguments:
+                if self._has_job_on_a_cluster(context):
+                    return True  # which runs with the old arguments
+                raise
         return str(mode).strip().lower() == "cluster"
 
     def _expect_no_job_on_a_cluster(self, context: Context) -> None:
@@ -378,14 +384,19 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
 
         Upstream takes a connection that cannot be read for one to YARN without a deploy mode.
         """
-        if context.get("task_state_store") is not None:
-            self._load(context)
-        if self._record is not None and self._record.verdict is None:
+        if self._has_job_on_a_cluster(context):
+            record = self._recorded
             raise BadConfiguration(
-                f"an earlier try submitted {self._record.job or self._record.submission.token} in cluster mode, and "
+                f"an earlier try submitted {record.job or record.submission.token} in cluster mode, and "
                 f"its end was not seen, but connection {self._conn_id!r}, if it can be read, and the arguments name no "
                 f"cluster mode now; nothing was submitted. {way_out(context)}"
             )
+
+    def _has_job_on_a_cluster(self, context: Context) -> bool:
+        """Whether an earlier try has submitted a job whose end was not seen."""
+        if context.get("task_state_store") is not None:
+            self._load(context)
+        return self._record is not None and self._record.verdict is None
 
     def _environment(self, hook: SparkSubmitHook) -> Mapping[str, str]:
         own: Mapping[str, Any] = (

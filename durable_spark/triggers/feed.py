@@ -26,6 +26,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
+from durable_spark import _metrics
 from durable_spark.hooks.job import JobHook
 from durable_spark.jobs import (
     AuthenticationFailed,
@@ -37,11 +38,14 @@ from durable_spark.jobs import (
     JobStatus,
 )
 
-__all__ = ["Feed", "FeedKey", "Outage", "Subscription", "join"]
+__all__ = ["LONGEST_BACKOFF", "LONGEST_RETRY_AFTER", "Feed", "FeedKey", "Outage", "Subscription", "join"]
 
 _NEWCOMER_PAUSE = 1.0
 """Seconds between two polls while there are jobs that were never asked for (a triggerer starting up)."""
-_LONGEST_BACKOFF = 60.0
+LONGEST_BACKOFF = 60.0
+"""Seconds between two attempts to reach a cluster, at most."""
+LONGEST_RETRY_AFTER = 600.0
+"""A cluster that asks to be left alone for longer is asked sooner all the same."""
 _SHORTEST_INTERVAL = 0.01
 _ABSENCES_BELIEVED = 2
 """Polls in a row that must say that a job is not known before anybody is told."""
@@ -78,6 +82,10 @@ class Subscription:
         self.status = status
         self.outage = outage
         self.absences = 0
+        self.absent_since: float | None = None
+        """When the cluster first did not know the job any more, in seconds since the epoch."""
+        self.last_seen: tuple[JobStatus, float] | None = None if status is None else (status, time.time())
+        """The last status in which the cluster knew the job, and when it was told, in seconds since the epoch."""
         self._changed = asyncio.Event()
         if status is not None or outage is not None:
             self._changed.set()
@@ -97,6 +105,19 @@ class Subscription:
         self._changed.clear()
         return True
 
+    def _hear(self, status: JobStatus) -> None:
+        """Take note of what the cluster said, and tell it if it is new and to be believed."""
+        if status.state is not JobState.ABSENT:
+            self.absences, self.absent_since, self.last_seen = 0, None, (status, time.time())
+        else:
+            self.absences += 1
+            self.absent_since = self.absent_since or time.time()
+            ended = self.status is not None and self.status.state.final
+            if self.absences < _ABSENCES_BELIEVED or ended:  # an end that was seen counts, whatever is forgotten later
+                return
+        if status != self.status:
+            self._tell(status=status, outage=None)
+
     def _tell(self, *, status: JobStatus | None, outage: Outage | None) -> None:
         self.status = status
         self.outage = outage
@@ -112,10 +133,21 @@ class Feed:
     :param key: what it follows.
     :param make_hook: returns a new hook. Called again after every failure, so that the connection is
         read anew: its password may have been renewed.
+    :param gauged: whether to say in Airflow's metrics how many jobs it follows.
+    :param feeds: those of the event loop. A connection that was edited has two feeds, and one gauge.
     """
 
-    def __init__(self, key: FeedKey, make_hook: Callable[[], JobHook]) -> None:
+    def __init__(
+        self,
+        key: FeedKey,
+        make_hook: Callable[[], JobHook],
+        *,
+        gauged: bool = False,
+        feeds: Mapping[FeedKey, Feed] | None = None,
+    ) -> None:
         self.key = key
+        self.gauged = gauged
+        self._feeds = {key: self} if feeds is None else feeds
         self._make_hook = make_hook
         self._subscriptions: dict[JobRef, set[Subscription]] = {}
         self._newcomer = asyncio.Event()
@@ -151,7 +183,7 @@ class Feed:
         :param interval: seconds between two polls, or ``None`` for what the connection says.
         """
         group = self._subscriptions.setdefault(job, set())
-        known = next((s.status for s in group if s.status is not None), None)
+        known = next((s.status for s in group if s.status is not None and s.status.state is not JobState.ABSENT), None)
         subscription = Subscription(job, interval, self._outage, known)
         group.add(subscription)
         if known is None or (subscription.interval or self._interval) < self._pausing:
@@ -163,6 +195,7 @@ class Feed:
             group.discard(subscription)
             if not group and self._subscriptions.get(job) is group:
                 del self._subscriptions[job]
+            self._gauge()
             if not self._subscriptions:
                 await self._stop()
 
@@ -181,7 +214,15 @@ class Feed:
             task.cancel()
             await asyncio.wait([task], timeout=1)
 
+    def _gauge(self) -> None:
+        if self.gauged:
+            conn_id = self.key.conn_id
+            feeds = list(self._feeds.values())  # a copy: the first time, this runs in a thread
+            number = sum(len(feed._subscriptions) for feed in feeds if feed.gauged and feed.key.conn_id == conn_id)
+            _metrics.followed_jobs(number, conn_id=conn_id)
+
     async def _run(self) -> None:
+        await asyncio.to_thread(self._gauge)  # the first use of metrics may ask the resolver
         failures = 0
         while True:
             heard = False
@@ -193,6 +234,7 @@ class Feed:
                         async for statuses in stream:
                             heard, failures = True, 0
                             self._publish(statuses)
+                            self._gauge()
                 error: Exception = ClusterUnreachable("the status stream ended")
             except DurableJobError as caught:
                 error = caught
@@ -200,6 +242,7 @@ class Feed:
                 log.exception("The feed of %s met an error that its hook should have named", self.key.conn_id)
                 error = caught
             failures = 1 if heard else failures + 1
+            _metrics.count("poll_errors", {"conn_id": self.key.conn_id, "error": type(error).__name__})
             self._publish_outage(error)
             await asyncio.sleep(self._backoff(failures, error))
 
@@ -212,10 +255,11 @@ class Feed:
             )
 
     def _backoff(self, failures: int, error: Exception) -> float:
-        delay = min(_LONGEST_BACKOFF, self._interval * 2.0 ** min(failures - 1, 10))
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 not a secret
+        delay = min(LONGEST_BACKOFF, self._interval * 2.0 ** min(failures - 1, 10)) * jitter
         if isinstance(error, ClusterUnreachable) and error.retry_after is not None:
-            delay = max(delay, min(error.retry_after, _LONGEST_BACKOFF))
-        return delay * random.uniform(0.5, 1.0)  # noqa: S311 jitter, not a secret
+            delay = max(delay, min(error.retry_after, LONGEST_RETRY_AFTER) * (1.0 + jitter / 10))
+        return delay
 
     def _publish(self, statuses: Mapping[JobRef, JobStatus]) -> None:
         recovered = self._outage is not None
@@ -224,11 +268,7 @@ class Feed:
         self._outage = None
         for job, status in statuses.items():
             for subscription in self._subscriptions.get(job, ()):
-                subscription.absences = subscription.absences + 1 if status.state is JobState.ABSENT else 0
-                if 0 < subscription.absences < _ABSENCES_BELIEVED:
-                    continue
-                if status != subscription.status:
-                    subscription._tell(status=status, outage=None)
+                subscription._hear(status)
         if recovered:
             for group in self._subscriptions.values():
                 for subscription in group:
@@ -244,7 +284,7 @@ class Feed:
         self._outage = outage
         for group in self._subscriptions.values():
             for subscription in group:
-                subscription.absences = 0
+                subscription.absences, subscription.absent_since = 0, None
                 if subscription.outage is None:
                     subscription._tell(status=subscription.status, outage=outage)
 
@@ -254,7 +294,12 @@ _feeds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[FeedKey, Feed]
 
 @contextlib.asynccontextmanager
 async def join(
-    key: FeedKey, job: JobRef, *, make_hook: Callable[[], JobHook], interval: float | None = None
+    key: FeedKey,
+    job: JobRef,
+    *,
+    make_hook: Callable[[], JobHook],
+    interval: float | None = None,
+    gauged: bool = False,
 ) -> AsyncIterator[Subscription]:
     """
     Follow a job on the one feed that this event loop has for its cluster.
@@ -264,9 +309,10 @@ async def join(
     :param make_hook: returns a new hook on the cluster, if the feed must be started.
     :param interval: seconds between two polls, or ``None`` for what the connection says. The
         shortest interval that any subscriber asks for counts for all.
+    :param gauged: whether the feed, if it must be started, says in Airflow's metrics how many jobs it follows.
     """
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
-    feed = feeds.setdefault(key, Feed(key, make_hook))
+    feed = feeds.setdefault(key, Feed(key, make_hook, gauged=gauged, feeds=feeds))
     try:
         async with feed.subscribe(job, interval=interval) as subscription:
             yield subscription

@@ -9,8 +9,11 @@ Traps, all tried on Airflow 3.3.2:
 
 * ``on_kill`` is called on a takeover by another triggerer and on a clear just as on *mark failed*, so
   the task instance's state is read before anything is killed.
+* A trigger is cancelled anew each second until it has ended, and with it an ``on_kill`` that is still at work.
 * An event within the first seconds after a deferral burns the try (apache/airflow issue 71580).
 * Airflow does not enforce ``execution_timeout`` while a task is deferred; the deadline is ours to keep.
+* A triggerer may die between a kill of its own and the event. Its successor finds a job that was killed, or is not
+  there any more, so what the kill is to end in is noted before it is sent.
 """
 
 from __future__ import annotations
@@ -23,12 +26,20 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    RetryError,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from durable_spark.hooks.job import JobHook, load_hook_class
 from durable_spark.jobs import (
     ENDED_BY_A_PERSON,
     TRY_XCOM_KEY,
+    AuthenticationFailed,
     BadConfiguration,
     ClusterUnreachable,
     DurableJobError,
@@ -38,18 +49,41 @@ from durable_spark.jobs import (
     JobStatus,
     Link,
     Submission,
+    SubmissionUncertain,
 )
-from durable_spark.triggers.feed import FeedKey, Outage, Subscription, join
+from durable_spark.triggers.feed import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, FeedKey, Outage, Subscription, join
 
-__all__ = ["JobEvent", "JobTrigger", "JobTriggerArguments", "state_of"]
+__all__ = [
+    "NOTE_XCOM_KEY",
+    "JobEvent",
+    "JobTrigger",
+    "JobTriggerArguments",
+    "SubmissionTrigger",
+    "may_be_told_later",
+    "noted_end",
+    "state_of",
+]
 
+NOTE_XCOM_KEY = "durable_spark_noted_end"
+"""XCom in which a try's trigger notes the event that is to come, before it kills the job or holds the event back."""
 _DOUBLES_EVERY = 600.0
 """Seconds between two looks for a second job of the same token, in the long run."""
 _KILL_CONFIRMED_WITHIN = 30.0
 _MESSAGE_LIMIT = 1000
 _AIRFLOW_ANSWERS_WITHIN = 10.0
+NO_STATUS = "no_status"
+"""
+The state of a task instance that is about to be scheduled (again): after a clear, when the scheduler that had queued it
+is dead, or when it was deleted (as by ``airflow db clean``) and is made anew because its run is there. Airflow answers
+``null``, or nothing (tried on 3.3.2).
+"""
 _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
+_letting_go: set[asyncio.Task[None]] = set()
+"""
+What goes on although Airflow has cancelled its ``on_kill``: a loop remembers its tasks only weakly. Each ends within
+:data:`_ON_KILL_BOUND` and tells its own failure; a triggerer that ends before cancels and awaits it with its loop.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +157,8 @@ class JobEvent:
     What a trigger reports to ``execute_complete``. Stored in Airflow's database and logged: small, no secrets.
 
     :param kind: ``succeeded``, ``failed``, ``killed``: the cluster's verdict. ``lost``: a healthy cluster
-        does not know the job. ``timeout``: the deadline passed. ``outage``: no word for too long.
+        does not know the job. ``timeout``: the deadline passed. ``outage``: no word for too long. ``told``: of a
+        :class:`SubmissionTrigger`.
     :param state: what was last known of the job, in the cluster's words.
     :param confirmed: for ``timeout``: whether the job was seen dead.
     """
@@ -159,7 +194,7 @@ class JobEvent:
         """
         if not isinstance(value, Mapping):
             raise ValueError(f"not an event of this package: {value!r:.100}")
-        kinds = ("succeeded", "failed", "killed", "lost", "timeout", "outage")
+        kinds = ("succeeded", "failed", "killed", "lost", "timeout", "outage", "told")
         texts = {key: value.get(key, "") for key in ("kind", "job_id", "uid", "token", "state", "message")}
         if texts["kind"] not in kinds or not all(isinstance(text, str) for text in texts.values()):
             raise ValueError(f"not an event of this package: {value!r:.100}")
@@ -167,20 +202,40 @@ class JobEvent:
         return cls(job=job, confirmed=value.get("confirmed") is True, **texts)
 
 
+def noted_end(value: Any, *, ti_id: str) -> JobEvent | None:
+    """Return the event that a trigger of this very try has noted under :data:`NOTE_XCOM_KEY`, if there is one."""
+    if not isinstance(value, Mapping) or value.get("ti_id") != ti_id:
+        return None
+    try:
+        return JobEvent.from_json(value)
+    except ValueError:
+        return None
+
+
+def may_be_told_later(error: BaseException) -> bool:
+    """Whether what the cluster could not tell may be told when it is asked again."""
+    if isinstance(error, SubmissionUncertain):
+        return not error.permanent
+    return isinstance(error, (ClusterUnreachable, AuthenticationFailed))
+
+
 def state_of(*, dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
     """
-    Return the state of a task instance as Airflow has it now, ``None`` when it is gone.
+    Return the state of a task instance as Airflow has it now, ``None`` when it is gone with its run.
 
-    Blocks; works in a worker and, from a thread, in the triggerer. Knows no try: after a clear it
-    shows the new one.
+    One that has no state, or will be made anew, is not gone: that is :data:`NO_STATUS`. Blocks; works in a worker and,
+    from a thread, in the triggerer. Knows no try: after a clear it shows the new one.
     """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     states = RuntimeTaskInstance.get_task_states(
         dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=map_index
     )
-    state = states.get(run_id, {}).get(task_id if map_index < 0 else f"{task_id}_{map_index}")
-    return None if state is None else str(getattr(state, "value", state))
+    of_run, name = states.get(run_id, {}), task_id if map_index < 0 else f"{task_id}_{map_index}"
+    if name not in of_run and not RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
+        return None
+    state = of_run.get(name)
+    return NO_STATUS if state is None else str(getattr(state, "value", state))
 
 
 class JobTrigger(BaseTrigger):
@@ -199,7 +254,8 @@ class JobTrigger(BaseTrigger):
         self._look_for_double_at: float | None = None
         self._pause = 0.0
         self._not_given_up_before = 0.0
-        self._given_up: JobEvent | None = None
+        self._noted: JobEvent | None = None
+        self._dead_by = 0.0
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments, as Airflow stores them."""
@@ -214,31 +270,57 @@ class JobTrigger(BaseTrigger):
             self._look_for_double_at = self._began + self._pause
         started = asyncio.get_running_loop().time()
         event = await self._follow(hook_class)
-        await asyncio.sleep(started + self._args.quiet - asyncio.get_running_loop().time())
+        if (left := started + self._args.quiet - asyncio.get_running_loop().time()) > 0:
+            if event.kind in ("succeeded", "failed", "killed"):
+                await self._note(event)
+            await asyncio.sleep(left)
         yield TriggerEvent(event.to_json())
 
     async def on_kill(self) -> None:
         """Kill the job if a person has ended the task; not on a takeover, a clear, or when that cannot be told."""
+        letting_go = asyncio.create_task(self._let_go_if_unwanted())
+        _letting_go.add(letting_go)
+        letting_go.add_done_callback(_letting_go.discard)
+        await asyncio.shield(letting_go)
+
+    async def _let_go_if_unwanted(self) -> None:
+        try:
+            async for attempt in AsyncRetrying(
+                stop=stop_after_delay(_ON_KILL_BOUND),
+                wait=wait_random_exponential(multiplier=0.2, max=5),
+                retry=retry_if_exception(may_be_told_later),
+                reraise=True,
+            ):
+                with attempt:
+                    # Anew each time: it may have been cleared meanwhile, and a new try may follow the job on.
+                    if not await self._is_unwanted(said=attempt.retry_state.attempt_number > 1):
+                        return
+                    await asyncio.wait_for(self._let_go(), _ON_KILL_BOUND)
+        except (DurableJobError, asyncio.TimeoutError) as error:
+            what = "be killed and may still run" if self._args.kill else "be let go of"
+            self.log.error("%s could not %s: %s", self._job, what, error or "no answer in time")
+
+    async def _is_unwanted(self, *, said: bool) -> bool:
+        """
+        Whether a person has ended the task. ``False`` when that cannot be read.
+
+        :param said: whether the log has it already.
+        """
         try:
             state = await self._task_state()
         except Exception as error:
             self.log.warning("Not killing %s: the state of the task could not be read: %s", self._job, error)
-            return
+            return False
         if state not in ENDED_BY_A_PERSON:
             self.log.info("Not killing %s: its task is %s and goes on elsewhere", self._job, state)
-            return
+            return False
+        if said:
+            return True
         if self._args.kill:
             self.log.warning("Killing %s: its task is %s", self._job, state or "gone")
         else:
             self.log.info("Leaving %s alone, as on_kill='keep' asks", self._job)
-        async for attempt in AsyncRetrying(
-            stop=stop_after_delay(_ON_KILL_BOUND),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            retry=retry_if_exception_type(ClusterUnreachable),
-            reraise=True,
-        ):
-            with attempt:
-                await asyncio.wait_for(self._let_go(), _ON_KILL_BOUND)
+        return True
 
     # Following
 
@@ -247,7 +329,11 @@ class JobTrigger(BaseTrigger):
         said = _Narrator(self)
         while True:
             async with join(
-                key, self._job, make_hook=lambda: hook_class(self._args.conn_id), interval=self._args.interval
+                key,
+                self._job,
+                make_hook=lambda: hook_class(self._args.conn_id),
+                interval=self._args.interval,
+                gauged=self.trigger_id is not None,  # in a triggerer, not on a worker
             ) as subscription:
                 event = await self._listen(subscription, said)
             if event is not None:
@@ -261,17 +347,20 @@ class JobTrigger(BaseTrigger):
             await subscription.changed(self._next_look(subscription, relaunched=relaunched))
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
-                await said.status(status)
-                if self._killed_by_us(status):
-                    return self._given_up
+                if status.state is not JobState.ABSENT:  # of that there is more to say
+                    await said.status(status)
+                if status.state in (JobState.KILLED, JobState.ABSENT) and (noted := await self._noted_end(status)):
+                    return noted
                 if status.state.final:
                     another = await self._another_is_the_job(at_its_end=True)
                     return None if another else self._event(status.state.value, status)
                 if status.state is JobState.ABSENT:
-                    return None if await self._found_successor() else self._event("lost", status)
-            if self._args.deadline is not None and time.time() >= self._args.deadline:
-                return await self._deadline_passed(subscription)
-            await self._give_up_start(subscription.status)
+                    return None if await self._found_successor() else self._lost(subscription)
+            if (due := self._deadline_due(subscription)) is not None and time.time() >= due:
+                if (event := await self._end_at_deadline(subscription.status)) is not None:
+                    return event
+            else:
+                await self._give_up_start(subscription.status)
             if (event := self._outage_event(subscription)) is not None:
                 return event
             relaunched = status is not None and status.state is JobState.RELAUNCHED
@@ -283,7 +372,8 @@ class JobTrigger(BaseTrigger):
     def _next_look(self, subscription: Subscription, *, relaunched: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""
         outage, start = subscription.outage, self._start_due(subscription.status)
-        due = [moment for moment in (self._args.deadline, self._look_for_double_at, start) if moment is not None]
+        deadline = self._deadline_due(subscription)
+        due = [moment for moment in (deadline, self._look_for_double_at, start) if moment is not None]
         if outage is not None:
             due.append(max(outage.since, self._began) + self._args.outage_timeout)
         if relaunched:
@@ -304,6 +394,8 @@ class JobTrigger(BaseTrigger):
         """Return when a job that cannot be started is given up, in seconds since the epoch."""
         if self._args.start_timeout is None or status is None or status.held_up_since is None:
             return None
+        if self._killed_at_deadline():
+            return None
         return max(status.held_up_since + self._args.start_timeout, self._not_given_up_before)
 
     async def _give_up_start(self, status: JobStatus | None) -> None:
@@ -316,18 +408,9 @@ class JobTrigger(BaseTrigger):
             return
         waited = f"it could not be started in {self._args.start_timeout:g} s (start_timeout)"
         self.log.warning("Killing %s: %s", self._job, waited)
-        try:
-            await asyncio.wait_for(self._kill(self._job), _KILL_CONFIRMED_WITHIN)
-        except (DurableJobError, asyncio.TimeoutError) as error:
-            self.log.warning("The kill of %s was not accepted: %s", self._job, error)
-            return
         why = f"{waited} and was killed" + (f": {status.message}" if status.message else "")
-        self._given_up = self._event("failed", status, message=why)
-
-    def _killed_by_us(self, status: JobStatus) -> bool:
-        """Whether the job is dead because it was given up."""
-        given_up = self._given_up is not None and self._given_up.job == self._job
-        return given_up and status.state in (JobState.KILLED, JobState.ABSENT)
+        if (trouble := await self._kill_noted(self._event("failed", status, message=why))) is not None:
+            self.log.warning("The kill of %s was not accepted: %s", self._job, trouble)
 
     async def _found_successor(self) -> bool:
         """Look for the job that the cluster started in place of ours; ``True`` when there is one to follow."""
@@ -343,34 +426,46 @@ class JobTrigger(BaseTrigger):
         self._job = found.status.job
         return True
 
-    async def _deadline_passed(self, subscription: Subscription) -> JobEvent:
-        if not self._args.kill_on_timeout:
-            return self._event("timeout", subscription.status, message="left running, as on_timeout='keep' asks")
-        if not await self._is_in_charge():
-            return self._event("timeout", subscription.status, message="not killed yet: this try may not be in charge")
-        self.log.warning("The execution timeout passed: killing %s", self._job)
-        try:
-            await asyncio.wait_for(self._kill(self._job), _KILL_CONFIRMED_WITHIN)
-        except (DurableJobError, asyncio.TimeoutError) as error:
-            return self._event("timeout", subscription.status, message=f"the kill was not accepted: {error}")
-        ended = await self._seen_dead(subscription)
-        if ended is not None and ended.state is JobState.SUCCEEDED:
-            return self._event("succeeded", ended)
-        return dataclasses.replace(
-            self._event(
-                "timeout", ended or subscription.status, message="killed" if ended else "killed, not yet seen dead"
-            ),
-            confirmed=ended is not None,
-        )
+    def _deadline_due(self, subscription: Subscription) -> float | None:
+        """Return when something is to be done about the deadline, in seconds since the epoch."""
+        deadline = self._args.deadline
+        if deadline is None:
+            return None
+        if self._killed_at_deadline():
+            return self._dead_by
+        if subscription.status is None and subscription.outage is None:
+            # No triggerer may have run when it passed. A job that has ended since counts by its own end.
+            return max(deadline, self._began + _KILL_CONFIRMED_WITHIN)
+        return deadline
 
-    async def _seen_dead(self, subscription: Subscription) -> JobStatus | None:
-        until = time.monotonic() + _KILL_CONFIRMED_WITHIN
-        while (left := until - time.monotonic()) > 0:
-            status = subscription.status
-            if status is not None and (status.state.final or status.state is JobState.ABSENT):
-                return status
-            await subscription.changed(left)
+    def _killed_at_deadline(self) -> bool:
+        return self._noted is not None and self._noted.kind == "timeout" and self._noted.job == self._job
+
+    async def _end_at_deadline(self, status: JobStatus | None) -> JobEvent | None:
+        """Kill the job, once. Return the event that ends the task, or ``None`` while its death is waited for."""
+        if self._killed_at_deadline():
+            return self._event("timeout", status, message="killed, not yet seen dead")
+        if not self._args.kill_on_timeout:
+            return self._event("timeout", status, message="left running, as on_timeout='keep' asks")
+        if not await self._is_in_charge():
+            return self._event("timeout", status, message="not killed yet: this try may not be in charge")
+        self.log.warning("The execution timeout passed: killing %s", self._job)
+        self._dead_by = time.time() + 2 * _KILL_CONFIRMED_WITHIN
+        dead = dataclasses.replace(self._event("timeout", status, message="killed"), confirmed=True)
+        if (trouble := await self._kill_noted(dead)) is not None:
+            return self._event("timeout", status, message=f"the kill was not accepted: {trouble}")
+        self._dead_by = time.time() + _KILL_CONFIRMED_WITHIN
         return None
+
+    def _lost(self, subscription: Subscription) -> JobEvent:
+        """Return the event of a job that the cluster does not know any more, with all that is known of it."""
+        status, at = subscription.last_seen or (None, self._began)
+        seen = (
+            f"last seen as {status.raw or status.state.value} at" if status else "not seen since it is followed here,"
+        )
+        known = f"{seen} {_clock(at)}; not known since {_clock(subscription.absent_since or time.time())}"
+        self.log.warning("The cluster does not know %s any more: %s", self._job, known)
+        return self._event("lost", status, message=known)
 
     def _event(self, kind: str, status: JobStatus | None, *, message: str | None = None) -> JobEvent:
         if message is None:
@@ -395,9 +490,25 @@ class JobTrigger(BaseTrigger):
                 await hook.kill(self._job)
             await hook.release(self._job)
 
-    async def _kill(self, job: JobRef) -> None:
-        async with self._hook_of_same_cluster() as hook:
-            await hook.kill(job)
+    async def _kill_noted(self, dead: JobEvent) -> Exception | None:
+        """
+        Kill the job, and note before what is to be reported when it is dead.
+
+        :return: what was in the way, if the cluster did not accept the kill.
+        """
+
+        async def kill() -> None:
+            async with self._hook_of_same_cluster() as hook:
+                await hook.kill(self._job)
+
+        await self._note(dead)
+        try:
+            await asyncio.wait_for(kill(), _KILL_CONFIRMED_WITHIN)
+        except (DurableJobError, asyncio.TimeoutError) as error:
+            if not isinstance(error, (ClusterUnreachable, asyncio.TimeoutError)):  # it was not sent, or refused
+                await self._note(None)
+            return error
+        return None
 
     @contextlib.asynccontextmanager
     async def _hook_of_same_cluster(self) -> AsyncIterator[JobHook]:
@@ -446,9 +557,42 @@ class JobTrigger(BaseTrigger):
         try:
             value = await asyncio.wait_for(XCom.aget_one(key=TRY_XCOM_KEY, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN)
         except Exception as error:
-            self.log.warning("Which try is in charge could not be read: %s", error)
+            self.log.warning("Which try is in charge could not be read: %r", error)
             return False
         return isinstance(value, Mapping) and value.get("ti_id") == self._args.ti_id
+
+    async def _note(self, event: JobEvent | None) -> None:
+        """Note what is to be reported of the job, for a trigger of this try that comes after this one."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        self._noted = event
+        value = {} if event is None else {**event.to_json(), "ti_id": self._args.ti_id}
+        try:
+            await asyncio.wait_for(
+                XCom.aset(key=NOTE_XCOM_KEY, value=value, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN
+            )
+        except Exception as error:
+            self.log.warning(
+                "What is to come of %s could not be noted for a triggerer that takes over: %r", self._job, error
+            )
+
+    async def _noted_end(self, status: JobStatus) -> JobEvent | None:
+        """Return the event to report of a job that is dead or gone, if this trigger or one before it has noted one."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        noted = self._noted
+        if noted is None:
+            try:
+                value = await asyncio.wait_for(
+                    XCom.aget_one(key=NOTE_XCOM_KEY, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN
+                )
+            except Exception as error:
+                self.log.warning("Whether a trigger of this try has killed %s could not be read: %r", self._job, error)
+                return None
+            noted = noted_end(value, ti_id=self._args.ti_id)
+        if noted is None or noted.job != self._job or noted.token != self._args.submission.token:
+            return None
+        return dataclasses.replace(noted, state=status.raw or noted.state)
 
     async def _task_state(self) -> str | None:
         """Return the state of the task instance, ``None`` when it is gone."""
@@ -472,6 +616,56 @@ class JobTrigger(BaseTrigger):
     def _task_key(self) -> dict[str, Any]:
         args = self._args
         return {"dag_id": args.dag_id, "run_id": args.run_id, "task_id": args.task_id, "map_index": args.map_index}
+
+
+class SubmissionTrigger(JobTrigger):
+    """
+    Waits until the cluster can tell whether a submission has become a job. The operator then looks itself.
+
+    :param arguments: :meth:`JobTriggerArguments.to_json`; the job in them is not known and only has a name to be
+        called by, the deadline is when the waiting ends.
+    """
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and arguments, as Airflow stores them."""
+        return "durable_spark.triggers.job.SubmissionTrigger", {"arguments": self.arguments}
+
+    async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
+        backoff = wait_random_exponential(multiplier=self._patience, max=max(LONGEST_BACKOFF, self._patience))
+        patience = (self._args.deadline or time.time() + self._args.outage_timeout) - time.time()
+
+        def pauses(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = getattr(error, "retry_after", None) or 0.0
+            pause = max(backoff(state), min(asked, LONGEST_RETRY_AFTER))
+            # Not past the end, where Airflow would end the deferral. By tenacity's clock: by one that was set forward,
+            # it would ask without a pause.
+            left = patience - (state.seconds_since_start or 0.0)
+            return max(0.0, min(pause, left))
+
+        with contextlib.suppress(RetryError, DurableJobError):  # whatever it is, the operator meets it, too
+            async for attempt in AsyncRetrying(
+                stop=stop_after_delay(patience), wait=pauses, retry=retry_if_exception(may_be_told_later)
+            ):
+                with attempt:
+                    async with self._hook_of_same_cluster() as hook:
+                        await hook.find(self._args.submission)
+        return self._event("told", None)
+
+    async def _let_go(self) -> None:
+        """Kill whatever has come of the submission, unless it is to be kept; nobody waits for it any more."""
+        async with self._hook_of_same_cluster() as hook:
+            found = await hook.find(self._args.submission)
+            troubles: list[DurableJobError] = []
+            for job in (found.status.job, *found.younger) if isinstance(found, Found) else ():
+                try:
+                    if self._args.kill:
+                        await hook.kill(job)
+                    await hook.release(job)
+                except DurableJobError as error:  # the others are to be killed all the same
+                    troubles.append(error)
+            if troubles:
+                raise max(troubles, key=may_be_told_later)  # one for which all is tried again, if there is one
 
 
 class _Narrator:
@@ -503,3 +697,8 @@ class _Narrator:
             )
         elif outage is None and before is not None:
             self._trigger.log.info("The cluster answers again after %.0f s", time.time() - before.since)
+
+
+def _clock(moment: float) -> str:
+    """Return a moment as people read it. UTC, like the log."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))

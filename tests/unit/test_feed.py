@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.observability import stats
 
+from durable_spark import _metrics
 from durable_spark.jobs import AuthenticationFailed, ClusterUnreachable, JobRef, JobState, JobStatus
 from durable_spark.triggers import feed as feed_module
 from durable_spark.triggers.feed import FeedKey, Subscription, join
@@ -237,3 +240,96 @@ async def test_a_stream_that_ends_is_an_outage(hook: type[PolledHook]) -> None:
     async with follow(Ending, "job") as subscription:
         assert await subscription.changed(5)
         assert subscription.outage is not None
+
+
+@pytest.mark.parametrize(("asked", "shortest", "longest"), [(30.0, 30.0, 33.0), (1e9, 600.0, 660.0), (0.0, 0.0, 1.0)])
+async def test_a_cluster_that_asks_to_be_left_alone_is(
+    hook: type[PolledHook], asked: float, shortest: float, longest: float
+) -> None:
+    feed = feed_module.Feed(KEY, lambda: hook("here"))
+    feed._interval = 1.0
+    error = ClusterUnreachable("busy", retry_after=asked)
+    delays = [feed._backoff(1, error) for _ in range(100)]
+    assert shortest <= min(delays) <= max(delays) <= longest
+    assert len(set(delays)) > 50, "not everybody at once"
+
+
+async def test_an_end_is_not_forgotten(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.SUCCEEDED}
+    async with follow(hook, "job") as subscription:
+        await state(subscription)
+        hook.states = {}
+        polls = len(hook.polls)
+        assert not await subscription.changed(10 * INTERVAL)
+        assert len(hook.polls) >= polls + 2
+        assert subscription.status is not None
+        assert subscription.status.state is JobState.SUCCEEDED
+
+
+async def test_what_was_last_seen_of_a_job_that_is_gone(hook: type[PolledHook]) -> None:
+    hook.states = {"job": JobState.RUNNING}
+    async with follow(hook, "job") as subscription:
+        await state(subscription)
+        began = time.time()
+        hook.states = {}
+        assert await state(subscription) is JobState.ABSENT
+        assert subscription.last_seen is not None
+        assert subscription.absent_since is not None
+        known, at = subscription.last_seen
+        assert known.state is JobState.RUNNING
+        assert at <= subscription.absent_since
+        assert began <= subscription.absent_since <= time.time()
+
+
+class TestMetrics:
+    @pytest.fixture
+    def told(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, Any]]:
+        """What was handed to Airflow's metrics."""
+        said: list[tuple[str, Any, Any]] = []
+        monkeypatch.setattr(stats, "incr", lambda name, tags: said.append((name, 1, tags)))
+        monkeypatch.setattr(stats, "gauge", lambda name, value, tags=None: said.append((name, value, tags)))
+        return said
+
+    async def test_each_failed_poll_is_counted(self, hook: type[PolledHook], told: list[Any]) -> None:
+        hook.states = {"job": JobState.RUNNING}
+        hook.errors = [ClusterUnreachable("down"), KeyError("a bug")]
+        async with follow(hook, "job") as subscription:
+            while subscription.status is None:
+                await subscription.changed(5)
+        assert told == [
+            ("durable_spark.poll_errors", 1, {"conn_id": "here", "error": "ClusterUnreachable"}),
+            ("durable_spark.poll_errors", 1, {"conn_id": "here", "error": "KeyError"}),
+        ]
+
+    async def test_the_jobs_that_a_triggerer_follows(
+        self, hook: type[PolledHook], told: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_metrics, "_hostname", lambda: "host.example")
+        hook.states = {"job": JobState.RUNNING, "other": JobState.RUNNING}
+
+        def followed() -> list[int]:
+            values = [value for name, value, _ in told if name == "durable_spark.followed_jobs"]
+            return [value for value, before in zip(values, [None, *values], strict=False) if value != before]
+
+        async with join(KEY, JobRef("job"), make_hook=lambda: hook("here"), interval=INTERVAL, gauged=True) as first:
+            await state(first)
+            async with join(KEY, JobRef("other"), make_hook=lambda: hook("here"), interval=INTERVAL) as second:
+                await state(second)
+            assert followed() == [1, 2, 1]
+        assert followed() == [1, 2, 1, 0]
+        assert {(name, str(tags)) for name, _, tags in told} == {
+            ("durable_spark.followed_jobs", "{'conn_id': 'here', 'hostname': 'host.example'}"),
+            ("durable_spark.followed_jobs.host__example.here", "None"),
+        }
+
+    async def test_no_metric_ends_a_feed(self, hook: type[PolledHook], monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError("no route to the statsd host")
+
+        monkeypatch.setattr(stats, "incr", fail)
+        monkeypatch.setattr(stats, "gauge", fail)
+        hook.states = {"job": JobState.RUNNING}
+        hook.errors = [ClusterUnreachable("down")]
+        async with join(KEY, JobRef("job"), make_hook=lambda: hook("here"), interval=INTERVAL, gauged=True) as one:
+            while one.status is None:
+                assert await one.changed(5)

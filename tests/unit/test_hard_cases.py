@@ -151,7 +151,7 @@ class TestEditedConnection:
         first.execute()
         service.jobs.clear()
         service.names = ("service://two",)
-        with pytest.raises(AirflowTaskTimeout, match=r"may still run.*service://two"):
+        with pytest.raises(AirflowTaskTimeout, match=r"service://two.*may still run"):
             first.complete(event(instance, "timeout"))
         with pytest.raises(AirflowException, match="ClusterChanged"):
             instance.begin().execute()

@@ -218,17 +218,13 @@ class TestRetry:
         assert job_of(instance.begin().execute()) == "job-1"
         assert service.running == ["job-1", "job-2"]
 
-    @pytest.mark.parametrize(("permanent", "kind"), [(True, AirflowFailException), (False, AirflowException)])
-    def test_uncertain_is_never_a_second_submission(
-        self, instance: TaskInstance, service: Service, permanent: bool, kind: type[Exception]
-    ) -> None:
+    def test_uncertain_is_never_a_second_submission(self, instance: TaskInstance, service: Service) -> None:
         service.die_after_submit = True
         with pytest.raises(Died):
             instance.begin().execute()
-        service.find_error = SubmissionUncertain("the page is out of reach", permanent=permanent)
-        with pytest.raises(kind, match="state-store/durable_spark") as caught:
+        service.find_error = SubmissionUncertain("forgotten", permanent=True)
+        with pytest.raises(AirflowFailException, match="state-store/durable_spark"):
             instance.begin().execute()
-        assert type(caught.value) is kind
         assert service.submissions == 1
 
     def test_an_unknown_job_is_lost(self, instance: TaskInstance, service: Service) -> None:
@@ -472,6 +468,28 @@ class TestOldWorker:
         with pytest.raises(Superseded):
             first.execute()
         assert service.running == ["job-2"]
+
+    @pytest.mark.parametrize(("policy", "running"), [("kill", []), ("keep", ["job-1"])])
+    def test_leaves_its_job_to_nobody_when_the_run_is_gone(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        monkeypatch: pytest.MonkeyPatch,
+        policy: str,
+        running: list[str],
+    ) -> None:
+        """A person has deleted it while the request was on its way: there is no try in charge, and none will come."""
+        only = instance.begin(on_kill=policy)
+
+        def deleted() -> None:
+            instance.current = None
+            monkeypatch.setattr(trigger_module, "state_of", lambda **_: None)
+
+        service.after_submit = deleted
+        with pytest.raises(Superseded):
+            only.execute()
+        assert service.running == running
+        assert service.releases == ["job-1"]
 
 
 class TestVerdict:
@@ -784,6 +802,22 @@ class TestRelease:
             instance.begin(on_kill=policy).execute()
         assert (service.kills, service.releases) == (kills, ["job-1"])
 
+    def test_when_a_person_ended_the_task_and_little_time_is_left(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SIGKILL follows SIGTERM after five seconds: the job is killed before anything else is told."""
+        only = instance.begin()
+
+        def marked() -> None:
+            monkeypatch.setattr(trigger_module, "state_of", lambda **_: "failed")
+            only.operator.on_kill()
+
+        service.after_submit = marked
+        with pytest.raises(AirflowException, match="set to failed"):
+            only.execute()
+        assert service.kills == service.releases == ["job-1"]
+        assert "durable_job_id" not in instance.xcoms
+
     @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.FAILED, JobState.ABSENT])
     def test_when_the_task_was_cleared(self, instance: TaskInstance, service: Service, state: JobState) -> None:
         instance.begin().execute()
@@ -853,11 +887,12 @@ class TestRelease:
         assert service.running == ["job-1"]
 
     def test_not_when_the_deadlines_kill_failed_and_a_retry_follows(
-        self, instance: TaskInstance, service: Service
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
         service.unreachable = True
+        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.1)
         with pytest.raises(AirflowTaskTimeout, match="may still run"):
             first.complete(event(instance, "timeout"))
         service.unreachable = False
@@ -993,12 +1028,34 @@ class TestKilledByUs:
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.0)
+        service.outlives_kills = True
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
         with pytest.raises(AirflowTaskTimeout, match="not seen dead yet"):
             first.complete(event(instance, "timeout"))
         service.jobs["job-1"] = Job("", "", JobState.ABSENT)
         assert job_of(instance.begin().execute()) == "job-2"
+
+    @pytest.mark.parametrize("answers", [[True, False], [False, True]])
+    def test_one_answer_is_enough(self, instance: TaskInstance, service: Service, answers: list[bool]) -> None:
+        service.outlives_kills = True
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+
+        def answer() -> None:
+            if not answers:
+                raise Died
+            if not answers.pop(0):
+                raise ClusterUnreachable("failing over")
+
+        service.before_kill = answer
+        with pytest.raises(Died):
+            first.complete(event(instance, "timeout"))
+        assert service.kills == ["job-1"]
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-1"
+        with pytest.raises(AirflowException, match="JobKilled"):
+            second.complete(event(instance, "lost"))
 
     def test_no_kill_is_noted_for_another_cluster(self, instance: TaskInstance, service: Service) -> None:
         first = instance.begin(execution_timeout=HOUR)
@@ -1047,6 +1104,7 @@ class TestKilledByUs:
             ({"killing": False}, False),
             ({"killing": "true"}, False),
             ({"killing": None}, False),
+            ({"unanswered": True}, True),
             ({"surprise": [1]}, True),
         ],
     )
@@ -1056,6 +1114,10 @@ class TestKilledByUs:
         value = json.loads(json.dumps(instance.store["durable_spark"]))
         assert Record.from_json(value).to_json() == value
         assert Record.from_json({**value, **change}).killing is killing
+
+    def test_a_record_of_it_that_knows_no_answers(self, instance: TaskInstance, killed: None) -> None:
+        del instance.store["durable_spark"]["unanswered"]
+        assert Record.from_json(instance.store["durable_spark"]).unanswered is False
 
     def test_a_record_of_an_older_version(self, instance: TaskInstance, killed: None) -> None:
         del instance.store["durable_spark"]["killing"]

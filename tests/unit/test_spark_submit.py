@@ -41,7 +41,7 @@ from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark_submit import SparkSubmitOperator
 from durable_spark.triggers import job as trigger_module
 from tests.unit import tries
-from tests.unit.tries import Died, Job, MemoryCliHook, Service, TaskInstance, Try, alarm
+from tests.unit.tries import Died, Job, MemoryCliHook, Service, TaskInstance, Try, alarm, waits
 
 STANDALONE = {"conn_type": "spark", "host": "spark://master:7077"}
 YARN = {"conn_type": "spark", "host": "yarn"}
@@ -891,7 +891,7 @@ class TestExits:
         assert instance.store["durable_spark"]["submission"]["ordinal"] == 2
 
     @pytest.mark.parametrize("code", [0, 3])
-    def test_a_cluster_out_of_reach_is_asked_again_by_the_next_try(
+    def test_a_cluster_out_of_reach_is_waited_for(
         self, instance: TaskInstance, spark: SparkSubmit, service: Service, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
         async def lost(self: Any, submission: Any) -> None:
@@ -899,11 +899,10 @@ class TestExits:
 
         monkeypatch.setattr(MemoryCliHook, "glimpse", lost)
         spark.does(f"submit > /dev/null; sleep 0.2; exit {code}")
-        with pytest.raises(AirflowException, match="does not answer") as caught:
-            instance.begin().execute()
-        assert not isinstance(caught.value, AirflowFailException)
+        first = instance.begin()
+        assert waits(first.execute())
         service.unreachable = False
-        assert job_of(instance.begin().execute()) == "job-1"
+        assert job_of(first.again()) == "job-1"
         assert len(spark.runs) == 1
 
     def test_what_cannot_be_told_is_not_submitted_again(
@@ -912,8 +911,7 @@ class TestExits:
         service.blind, service.find_error = True, SubmissionUncertain("still queued")
         spark.does("submit > /dev/null; exit 3")
         for _ in range(2):
-            with pytest.raises(AirflowException, match="still queued"):
-                instance.begin().execute()
+            assert waits(instance.begin().execute())
         assert len(spark.runs) == 1
         service.find_error = None
         assert job_of(instance.begin().execute()) == "job-1"
@@ -943,6 +941,24 @@ class TestRetry:
         assert job_of(instance.begin().execute()) == "job-2"
         assert service.jobs["job-1"].token != service.jobs["job-2"].token
         assert f"spark.token={service.jobs['job-2'].token}" in spark.arguments
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"application": "new.py"},
+            {"application_args": ["2"]},
+            {"conf": {"spark.bad": "1"}},
+            {"deploy_mode": None, "properties_file": "/nowhere/p.conf"},
+        ],
+        ids=["application", "arguments", "bad", "properties that are gone"],
+    )
+    def test_changed_code_follows_the_old_job_on(
+        self, instance: TaskInstance, spark: SparkSubmit, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+    ) -> None:
+        instance.begin().execute()
+        assert job_of(instance.begin(**change).execute()) == "job-1"
+        assert "have changed; job-1 runs on with the old ones" in capsys.readouterr().out
+        assert len(spark.runs) == 1
 
     def test_died_before_the_submission(self, instance: TaskInstance, spark: SparkSubmit, service: Service) -> None:
         spark.does("go; submit")

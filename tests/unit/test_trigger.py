@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from airflow.sdk import TaskInstanceState
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.sdk.execution_time.xcom import XCom
 
+from dev.processes import wait_until_async
 from durable_spark.jobs import (
+    ENDED_BY_A_PERSON,
+    TRY_XCOM_KEY,
+    AuthenticationFailed,
     BadConfiguration,
     ClusterUnreachable,
     JobRef,
@@ -20,10 +27,19 @@ from durable_spark.jobs import (
     Link,
     RequestRefused,
     Submission,
+    SubmissionUncertain,
 )
 from durable_spark.triggers import feed as feed_module
 from durable_spark.triggers import job as trigger_module
-from durable_spark.triggers.job import JobEvent, JobTrigger, JobTriggerArguments
+from durable_spark.triggers.job import (
+    NOTE_XCOM_KEY,
+    JobEvent,
+    JobTrigger,
+    JobTriggerArguments,
+    SubmissionTrigger,
+    noted_end,
+    state_of,
+)
 from tests.unit import tries
 from tests.unit.tries import Job, Service
 
@@ -44,12 +60,16 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Airflow would say: the state of the task instance, and the XCom of the try in charge."""
     said: dict[str, Any] = {"state": "deferred", "try": {"token": TOKEN, "ti_id": "this"}, "pushed": {}}
 
-    async def get(**_: Any) -> Any:
+    async def get(*, key: str, **_: Any) -> Any:
+        if key != TRY_XCOM_KEY:
+            return said["pushed"].get(key)
         if isinstance(said["try"], Exception):
             raise said["try"]
         return said["try"]
 
     async def push(*, key: str, value: Any, **_: Any) -> None:
+        if said.get("deaf"):
+            raise said["deaf"]
         said["pushed"][key] = value
 
     def state_of(**_: Any) -> Any:
@@ -63,7 +83,7 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return said
 
 
-def trigger(**arguments: Any) -> JobTrigger:
+def trigger(kind: Any = JobTrigger, **arguments: Any) -> Any:
     defaults: dict[str, Any] = {
         "hook": HOOK,
         "conn_id": "memory",
@@ -77,7 +97,7 @@ def trigger(**arguments: Any) -> JobTrigger:
         "ti_id": "this",
         "interval": 0.01,
     }
-    return JobTrigger(JobTriggerArguments(**{**defaults, **arguments}).to_json())
+    return kind(JobTriggerArguments(**{**defaults, **arguments}).to_json())
 
 
 async def event(of: JobTrigger) -> JobEvent:
@@ -232,6 +252,283 @@ class TestDeadline:
         assert (fired.kind, fired.confirmed, service.kills) == ("timeout", False, [])
         assert "another cluster" in fired.message
 
+    @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
+    async def test_a_job_that_ends_by_itself_in_the_same_second_counts_by_its_end(
+        self, service: Service, state: JobState
+    ) -> None:
+        service.before_kill = lambda: setattr(service.jobs["job-1"], "state", state)
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() + 0.05)), 5)
+        assert (fired.kind, fired.state, service.kills) == (state.value, state.name, ["job-1"])
+
+    @pytest.mark.parametrize("state", [JobState.FAILED, JobState.KILLED])
+    async def test_what_ended_while_no_triggerer_ran_has_ended(self, service: Service, state: JobState) -> None:
+        service.jobs["job-1"].state = state
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() - 100)), 5)
+        assert (fired.kind, service.kills) == (state.value, [])
+
+    async def test_what_was_lost_while_no_triggerer_ran_was_not_killed(self, service: Service) -> None:
+        service.jobs.clear()
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() - 100)), 5)
+        assert (fired.kind, service.kills) == ("lost", [])
+
+    async def test_no_word_at_all_does_not_stop_it(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def silent(self: Any, jobs: Any) -> Any:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(trigger_module, "_KILL_CONFIRMED_WITHIN", 0.1)
+        monkeypatch.setattr(tries.MemoryHook, "poll", silent)
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() - 100)), 5)
+        assert (fired.kind, fired.confirmed, fired.message) == ("timeout", False, "killed, not yet seen dead")
+        assert service.kills == ["job-1"]
+
+    async def test_follows_a_successor(self, service: Service) -> None:
+        def relaunch() -> None:
+            service.before_kill, service.outlives_kills = die, True
+            service.jobs["job-1"].state = JobState.RELAUNCHED
+            service.add(TOKEN)
+
+        def die() -> None:
+            service.outlives_kills = False
+
+        service.before_kill = relaunch
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() + 0.05)), 5)
+        assert (fired.kind, fired.confirmed, fired.job.id) == ("timeout", True, "job-2")
+        assert service.kills == ["job-1", "job-2"]
+
+    async def test_a_job_that_could_not_be_started_either_is_timed_out(self, service: Service) -> None:
+        job = service.jobs["job-1"]
+        job.state, job.held_up_since = JobState.PENDING, time.time() - 1000
+        service.outlives_kills = True
+
+        def die_of_the_second() -> None:
+            if service.kills:
+                job.state = JobState.KILLED
+
+        service.before_kill = die_of_the_second
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() + 0.1, start_timeout=900)), 5)
+        assert (fired.kind, fired.confirmed) == ("timeout", True)
+
+
+class TestNote:
+    """A triggerer may die between its kill and its event."""
+
+    DEADLINE = {"deadline": 1.0}
+    START = {"start_timeout": 900}
+
+    @pytest.fixture
+    def stuck(self, service: Service) -> Job:
+        job = service.jobs["job-1"]
+        job.state, job.message, job.held_up_since = JobState.PENDING, "no such image", time.time() - 1000
+        return job
+
+    @staticmethod
+    async def die_after_the_kill(service: Service, **arguments: Any) -> None:
+        """Run a trigger until it has sent its kill, which takes effect when it is dead."""
+        service.outlives_kills = True
+        predecessor = asyncio.create_task(event(trigger(**arguments)))
+
+        async def killed() -> list[str]:
+            return service.kills
+
+        await wait_until_async(killed, 5, "a kill", interval=0.005)
+        predecessor.cancel()
+        await asyncio.gather(predecessor, return_exceptions=True)
+        service.kills.clear()
+
+    @pytest.mark.parametrize("gone", [JobState.KILLED, JobState.ABSENT])
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "message"),
+        [
+            (DEADLINE, "timeout", "killed"),
+            (START, "failed", "it could not be started in 900 s (start_timeout) and was killed: no such image"),
+        ],
+        ids=["deadline", "start_timeout"],
+    )
+    async def test_a_successor_reports_what_was_to_be_reported(
+        self, service: Service, stuck: Job, gone: JobState, arguments: dict[str, Any], kind: str, message: str
+    ) -> None:
+        await self.die_after_the_kill(service, **arguments)
+        stuck.state, stuck.held_up_since = gone, None
+        fired = await asyncio.wait_for(event(trigger(**arguments)), 5)
+        assert (fired.kind, fired.message, fired.confirmed) == (kind, message, kind == "timeout")
+        assert service.kills == [], "it is dead already"
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"ti_id": "another"}, {"job_id": "job-9"}, {"uid": "another"}, {"token": "f" * 32}, {"kind": "fine"}],
+    )
+    async def test_of_something_else_says_nothing(
+        self, service: Service, airflow: dict[str, Any], stuck: Job, change: dict[str, str]
+    ) -> None:
+        await self.die_after_the_kill(service, **self.DEADLINE)
+        airflow["pushed"][NOTE_XCOM_KEY].update(change)
+        stuck.state = JobState.ABSENT
+        assert (await asyncio.wait_for(event(trigger(**self.DEADLINE)), 5)).kind == "lost"
+
+    async def test_that_cannot_be_written_keeps_nobody_from_killing(
+        self, service: Service, airflow: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        airflow["deaf"] = RuntimeError("the API server is away")
+        fired = await asyncio.wait_for(event(trigger(**self.DEADLINE)), 5)
+        assert (fired.kind, fired.confirmed, service.kills) == ("timeout", True, ["job-1"])
+        assert "could not be noted" in capsys.readouterr().out
+
+    async def test_of_a_refused_kill_is_taken_back(
+        self, service: Service, airflow: dict[str, Any], stuck: Job, later: Any
+    ) -> None:
+        def refuse() -> None:
+            raise RequestRefused("alice may not")
+
+        service.before_kill = refuse
+        later(lambda: setattr(stuck, "state", JobState.ABSENT))
+        assert (await asyncio.wait_for(event(trigger(**self.START)), 5)).kind == "lost"
+        assert airflow["pushed"][NOTE_XCOM_KEY] == {}
+
+    async def test_of_a_kill_that_may_have_arrived_stays(self, service: Service, stuck: Job, later: Any) -> None:
+        def cut_off() -> None:
+            raise ClusterUnreachable("the answer was lost")
+
+        service.before_kill = cut_off
+        later(lambda: setattr(stuck, "state", JobState.ABSENT))
+        assert (await asyncio.wait_for(event(trigger(**self.START)), 5)).kind == "failed"
+
+    async def test_an_end_that_is_held_back_is_not_lost(self, service: Service, airflow: dict[str, Any]) -> None:
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        first = asyncio.create_task(event(trigger(quiet=60)))
+
+        async def noted() -> Any:
+            return NOTE_XCOM_KEY in airflow["pushed"]
+
+        await wait_until_async(noted, 5, "the note", interval=0.005)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        service.jobs.clear()
+        assert (await asyncio.wait_for(event(trigger()), 5)).kind == "succeeded"
+
+    @pytest.mark.parametrize("value", [None, {}, "x", [1], {"ti_id": "this"}])
+    def test_garbage_is_none(self, value: Any) -> None:
+        assert noted_end(value, ti_id="this") is None
+
+
+class TestLost:
+    async def test_says_what_is_known(self, service: Service, later: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        later(service.jobs.clear)
+        fired = await asyncio.wait_for(event(trigger()), 5)
+        assert (fired.kind, fired.state) == ("lost", "RUNNING")
+        assert re.fullmatch(r"last seen as RUNNING at \S+ \S+ UTC; not known since \S+ \S+ UTC", fired.message)
+        assert fired.message in capsys.readouterr().out
+
+    async def test_also_when_nothing_is(self, service: Service) -> None:
+        service.jobs.clear()
+        fired = await asyncio.wait_for(event(trigger()), 5)
+        assert (fired.kind, fired.state) == ("lost", "")
+        assert fired.message.startswith("not seen since it is followed here")
+
+    async def test_an_end_that_was_seen_counts(
+        self, service: Service, later: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The trigger is busy with something else while the job ends and is forgotten."""
+        forgotten = asyncio.Event()
+        polls = 0
+        original = tries.MemoryHook.poll
+
+        async def poll(self: Any, jobs: Any) -> Any:
+            nonlocal polls
+            polls += 1
+            if polls == 2:
+                service.jobs["job-1"].state = JobState.SUCCEEDED
+            elif polls == 3:
+                service.jobs.clear()
+            elif polls == 7:
+                forgotten.set()
+            return await original(self, jobs)
+
+        async def busy(*_: Any) -> None:
+            await forgotten.wait()
+
+        monkeypatch.setattr(tries.MemoryHook, "poll", poll)
+        monkeypatch.setattr(JobTrigger, "push_links", busy)
+        assert (await asyncio.wait_for(event(trigger()), 5)).kind == "succeeded"
+
+
+class TestWaitingForWord:
+    """Whether a submission has become a job cannot be told yet."""
+
+    @pytest.mark.parametrize("error", [SubmissionUncertain("queued"), AuthenticationFailed("expired"), None])
+    async def test_ends_when_it_can_be_told(self, service: Service, later: Any, error: Exception | None) -> None:
+        service.find_error, service.unreachable = error, error is None
+        answered: list[bool] = []
+
+        def answer() -> None:
+            service.find_error, service.unreachable = None, False
+            answered.append(True)
+
+        later(answer)
+        assert (await asyncio.wait_for(event(trigger(SubmissionTrigger)), 5)).kind == "told"
+        assert answered, "not before"
+
+    @pytest.mark.parametrize("error", [SubmissionUncertain("forgotten", permanent=True), RequestRefused("no")])
+    async def test_ends_when_asking_again_does_not_help(self, service: Service, error: Exception) -> None:
+        service.find_error = error
+        assert (await asyncio.wait_for(event(trigger(SubmissionTrigger)), 5)).kind == "told"
+
+    async def test_ends_with_its_time(self, service: Service) -> None:
+        service.unreachable = True
+        assert (await asyncio.wait_for(event(trigger(SubmissionTrigger, deadline=time.time() + 0.2)), 5)).kind == "told"
+
+    async def test_leaves_a_cluster_alone_that_asks_for_it(self, service: Service) -> None:
+        service.find_error = ClusterUnreachable("busy", retry_after=0.5)
+        began = time.monotonic()
+        asked: list[float] = []
+        original = tries.MemoryHook.find
+
+        async def find(self: Any, submission: Submission) -> Any:
+            asked.append(time.monotonic() - began)
+            if len(asked) == 2:
+                service.find_error = None
+            return await original(self, submission)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tries.MemoryHook, "find", find)
+            await asyncio.wait_for(event(trigger(SubmissionTrigger)), 5)
+        assert asked[1] >= 0.5
+
+    async def test_does_not_hurry_when_the_clock_is_set_forward(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = time.time
+        waiting = trigger(SubmissionTrigger, deadline=now() + 0.5, interval=None)
+        asked: list[Submission] = []
+
+        async def find(_: Any, submission: Submission) -> Any:
+            asked.append(submission)
+            monkeypatch.setattr(time, "time", lambda: now() + 3600)
+            raise ClusterUnreachable("down")
+
+        monkeypatch.setattr(tries.MemoryHook, "find", find)
+        assert (await asyncio.wait_for(event(waiting), 5)).kind == "told"
+        assert 2 <= len(asked) < 10
+
+    @pytest.mark.parametrize(("kill", "kills"), [(True, ["job-1", "job-2"]), (False, [])])
+    async def test_on_kill_looks_for_what_has_come_of_it(
+        self, service: Service, airflow: dict[str, Any], kill: bool, kills: list[str]
+    ) -> None:
+        service.add(TOKEN)
+        airflow["state"] = "failed"
+        await trigger(SubmissionTrigger, job=JobRef("the job of a token"), kill=kill).on_kill()
+        assert (service.kills, service.releases) == (kills, ["job-1", "job-2"])
+
+    async def test_on_kill_of_nothing(self, service: Service, airflow: dict[str, Any]) -> None:
+        service.jobs.clear()
+        airflow["state"] = "failed"
+        await trigger(SubmissionTrigger).on_kill()
+        assert service.kills == []
+
+    def test_is_stored_as_what_it_is(self) -> None:
+        path, arguments = trigger(SubmissionTrigger).serialize()
+        assert path == f"{SubmissionTrigger.__module__}.{SubmissionTrigger.__qualname__}"
+        assert SubmissionTrigger(**arguments).serialize() == (path, arguments)
+
 
 class TestOnKill:
     @pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", None])
@@ -249,6 +546,18 @@ class TestOnKill:
         airflow["state"] = state
         await trigger().on_kill()
         assert service.kills == []
+
+    async def test_goes_on_when_airflow_cancels_it(self, service: Service, airflow: dict[str, Any]) -> None:
+        airflow["state"] = "failed"
+        killing = asyncio.create_task(trigger().on_kill())
+        await asyncio.sleep(0)
+        killing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await killing
+        assert service.kills == []
+        await asyncio.gather(*trigger_module._letting_go)
+        assert service.kills == ["job-1"]
+        assert not trigger_module._letting_go
 
     async def test_keeps_if_so_asked(self, service: Service, airflow: dict[str, Any]) -> None:
         airflow["state"] = "failed"
@@ -274,12 +583,15 @@ class TestOnKill:
         await trigger(kill=kill).on_kill()
         assert service.releases == []
 
-    async def test_lets_go_of_nothing_on_another_cluster(self, service: Service, airflow: dict[str, Any]) -> None:
+    async def test_lets_go_of_nothing_on_another_cluster(
+        self, service: Service, airflow: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         airflow["state"] = "failed"
         service.names = ("service://two",)
-        with pytest.raises(BadConfiguration, match="another cluster"):
-            await trigger().on_kill()
+        await trigger().on_kill()
         assert (service.kills, service.releases) == ([], [])
+        said = capsys.readouterr().out
+        assert "job-1 could not be killed and may still run: connection 'memory' names another cluster" in said
 
     async def test_tries_to_let_go_again(self, service: Service, airflow: dict[str, Any]) -> None:
         airflow["state"] = "failed"
@@ -292,6 +604,28 @@ class TestOnKill:
         service.before_release = fail_once
         await trigger().on_kill()
         assert (service.running, service.releases) == ([], ["job-1"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "runs", "index", "state"),
+    [
+        ({"run": {"task": "deferred"}}, 1, -1, "deferred"),
+        ({"run": {"task_3": TaskInstanceState.FAILED}}, 1, 3, "failed"),
+        ({}, 0, -1, None),
+        ({}, 1, -1, "no_status"),
+        ({"run": {"other": "failed"}}, 1, -1, "no_status"),
+        ({"run": {"task": None}}, 1, -1, "no_status"),
+        ({"run": {"task_3": None}}, 1, 3, "no_status"),
+    ],
+)
+def test_what_has_no_state_is_not_gone(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], runs: int, index: int, state: str | None
+) -> None:
+    """A task that a dead scheduler had queued, or that was deleted from its run, is scheduled again: its job lives."""
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **_: answer)
+    monkeypatch.setattr(RuntimeTaskInstance, "get_dr_count", lambda **_: runs)
+    assert state_of(dag_id="dag", run_id="run", task_id="task", map_index=index) == state
+    assert (state in ENDED_BY_A_PERSON) == (state in (None, "failed"))
 
 
 async def test_nothing_is_let_go_of_before_the_end_is_recorded(service: Service, later: Any) -> None:
@@ -328,7 +662,7 @@ class TestStartTimeout:
 
     async def test_a_job_that_cannot_be_started_is_killed_and_has_failed(self, service: Service, stuck: Job) -> None:
         fired = await asyncio.wait_for(event(trigger(start_timeout=900)), 5)
-        assert (fired.kind, fired.state) == ("failed", "PENDING")
+        assert (fired.kind, fired.state) == ("failed", "KILLED")
         assert fired.message == "it could not be started in 900 s (start_timeout) and was killed: no such image"
         assert (service.kills, service.releases) == (["job-1"], [])
 

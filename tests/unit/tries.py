@@ -37,6 +37,7 @@ from durable_spark.jobs import (
     Submission,
 )
 from durable_spark.operators.job import DurableJobOperator
+from durable_spark.triggers.job import SubmissionTrigger
 
 
 class Died(BaseException):
@@ -60,6 +61,10 @@ class Service:
         self.submissions = 0
         self.kills: list[str] = []
         self.releases: list[str] = []
+        self.descriptions: list[Any] = []
+        """What was submitted, in the order of the jobs."""
+        self.looks = 0
+        """How often somebody asked for a job's state."""
         self.names: Sequence[str] = ("service://one",)
         self.unreachable = False
         self.die_before_submit = False
@@ -117,6 +122,7 @@ class MemoryHook(JobHook):
         if service.die_before_submit:
             raise Died
         service.submissions += 1
+        service.descriptions.append(job)
         job_id = service.add(submission.token, submission.owner)
         if service.after_submit:
             service.after_submit()
@@ -145,6 +151,7 @@ class MemoryHook(JobHook):
         ]
 
     async def poll(self, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+        service.looks += 1
         self._reach()
         return {job: self._status(job) for job in jobs}
 
@@ -217,6 +224,12 @@ class MemoryCliHook(MemoryHook, SparkCliHook):
     def _reach(self) -> None:
         super()._reach()
         service.take_in()
+
+
+def waits(deferral: Any) -> bool:
+    """Whether the task waits until it can be told whether there is a job."""
+    assert isinstance(deferral, TaskDeferred), deferral
+    return isinstance(deferral.trigger, SubmissionTrigger) and deferral.method_name == "execute_again"
 
 
 class alarm:  # noqa: N801 reads as a statement
@@ -311,8 +324,10 @@ class Try:
     def xcom_push(self, key: str, value: Any) -> None:
         self.instance.xcoms[key] = value
 
-    def xcom_pull(self, *, key: str, **_: Any) -> Any:
-        return self.instance.xcoms.get(key)
+    def xcom_pull(self, *, key: str, map_indexes: int | None = None, **_: Any) -> Any:
+        value = self.instance.xcoms.get(key)
+        # As Airflow does: who names no map index is given what all of them have pushed.
+        return value if self.map_index < 0 or map_indexes == self.map_index else [None, value]
 
     # what a test does
 
@@ -324,6 +339,16 @@ class Try:
     def execute(self) -> Any:
         """Run ``execute``. Returns its result, or the deferral it asked for."""
         return self._call("execute")
+
+    def again(self) -> Any:
+        """Run ``execute_again`` in a process of its own."""
+        self.operator = self._operator()
+        return self._call("execute_again")
+
+    def fail(self, error: str) -> Any:
+        """Run what Airflow runs when the trigger has ended without an event."""
+        self.operator = self._operator()
+        return self.operator.resume_execution("__fail__", {"error": error}, self.context)
 
     def complete(self, event: Mapping[str, Any]) -> Any:
         """Run ``execute_complete`` in a process of its own."""
