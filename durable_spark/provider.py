@@ -64,6 +64,7 @@ def get_provider_info() -> dict[str, Any]:
             "durable_spark.links.JobTrackingLink",
             "durable_spark.links.JobHistoryLink",
         ],
+        "cli": ["durable_spark.cli.definition.get_commands"],
         "config": {
             "durable_spark": {
                 "description": "Options of airflow-provider-durable-spark.",

@@ -23,6 +23,7 @@ print(json.dumps(sorted(set(sys.modules) - airflow)))
 
 _OURS_AT_PARSE_TIME = {
     "durable_spark",
+    "durable_spark._metrics",
     "durable_spark.hooks",
     "durable_spark.hooks.form",  # by the provider's metadata, which Airflow reads
     "durable_spark.hooks.job",
@@ -32,6 +33,7 @@ _OURS_AT_PARSE_TIME = {
     "durable_spark.operators._conversation",
     "durable_spark.operators._lineage",
     "durable_spark.operators._store",
+    "durable_spark.operators._telling",
     "durable_spark.operators.job",
     "durable_spark.operators.spark",
 }

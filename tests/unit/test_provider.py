@@ -22,7 +22,7 @@ from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark import SparkJobOperator
 from durable_spark.operators.spark_submit import SparkSubmitOperator
 from durable_spark.provider import get_provider_info
-from durable_spark.triggers.job import JobTrigger
+from durable_spark.triggers.job import JobTrigger, SubmissionTrigger
 
 LINKS = [
     (JobLink, "Job", "durable_spark_job_link"),
@@ -53,7 +53,7 @@ def test_airflow_finds_it() -> None:
 def test_all_that_a_user_may_import_is_listed() -> None:
     assert listed("hooks", BaseHook) >= {SparkHook, StandaloneHook, KubernetesHook, YarnHook}
     assert listed("operators", BaseOperator) == {DurableJobOperator, SparkJobOperator, SparkSubmitOperator}
-    assert listed("triggers", BaseTrigger) == {JobTrigger}
+    assert listed("triggers", BaseTrigger) == {JobTrigger, SubmissionTrigger}
 
 
 def test_the_connection_type() -> None:
