@@ -44,6 +44,8 @@ class Job:
     id: str
     state: str
     """``running``, ``succeeded``, ``failed``, ``killed`` or ``gone``."""
+    mark: str = dataclasses.field(default="", compare=False)
+    """What can tell whose it is: a driver's memory, an application's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +155,13 @@ class Clusters:
 
     def _drivers(self) -> list[Job]:
         states = {"FINISHED": "succeeded", "FAILED": "failed", "ERROR": "failed", "KILLED": "killed"}
-        return [Job(driver.id, states.get(driver.state, "running")) for driver in self.standalone.drivers()]
+        drivers = self.standalone.drivers()
+        return [Job(driver.id, states.get(driver.state, "running"), f"{driver.memory}m") for driver in drivers]
 
     def _applications(self) -> list[Job]:
         ends = {"SUCCEEDED": "succeeded", "FAILED": "failed", "KILLED": "killed"}
         apps = sorted(self.yarn.apps(), key=lambda app: app.id)
-        return [Job(app.id, ends.get(app.final_status, "running")) for app in apps]
+        return [Job(app.id, ends.get(app.final_status, "running"), app.name) for app in apps]
 
     def _pods(self) -> list[Job]:
         phases = {"Succeeded": "succeeded", "Failed": "failed"}

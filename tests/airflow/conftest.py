@@ -1,49 +1,42 @@
-"""One real Airflow and a real cluster of each kind for the whole suite, with proxies to stop a request at will."""
+"""
+One real Airflow and a real cluster of each kind for the whole suite, with proxies to stop a request at will.
+
+The Airflow has PostgreSQL, two schedulers and two triggerers. Tests that only wait are told side by side, see
+:mod:`tests.airflow.together`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import shutil
+import socketserver
+import ssl
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 import durable_spark.example_dags
-from dev.airflow import IMPATIENT, Airflow, TaskInstance
+from dev.airflow import IMPATIENT, Airflow, ApiError, TaskInstance
+from dev.kubernetes import RequestFailed
+from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
+from tests.airflow.together import Together, in_order
 from tests.clusters import CLUSTERS, Clusters, change_import
 from tests.conftest import or_none
 
 if TYPE_CHECKING:
-    from dev.kubernetes import KubernetesCluster
+    from dev.kubernetes import CreatedPod, KubernetesCluster
     from dev.spark import Driver, StandaloneCluster
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SUBMIT_DAG = Path(__file__).with_name("submit_dag.py")
-DAGS = (
-    "blocking",
-    "durable_spark_example",
-    "durable_spark_kubernetes_example",
-    "durable_spark_submit_example",
-    "keeping",
-    "life",
-    "limited",
-    "pod",
-    "pod_held",
-    "pod_single",
-    "pod_spark",
-    "pod_stuck",
-    "process_example",
-    "proxied",
-    "reconnecting",
-    "single",
-)
 ENDED = {"success", "failed"}
 
 
@@ -62,20 +55,62 @@ class Stage:
     service_port: int
     kubernetes: KubernetesCluster | None
     """Known to the connection ``kubernetes``. Nothing where one cannot be had."""
+    kubernetes_api: Proxy
+    """Between the connection ``kubernetes_proxied`` and the API server, if there is one."""
     submit: Clusters | None
     """What ``spark-submit`` submits to, where there are all of them."""
     dags: Path
     """The folder of the Dag files."""
+    postgres: Postgres
+    """Airflow's database."""
+    metrics: list[str]
+    """What this package has sent to statsd, the tags as InfluxDB has them."""
 
     def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
         """Trigger a run."""
-        before = {driver.id for driver in self.cluster.drivers()}
+        before = {driver.id for driver in self.cluster.drivers()} | {pod.uid for pod in self.pods()}
         return Run(self, dag, self.airflow.trigger(dag, conf=conf, run=f"run-{uuid.uuid4().hex[:8]}"), before, task)
+
+    def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
+        """Have a connection in Airflow's database, or change it there."""
+        body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
+        try:
+            self.airflow.api("POST", "/connections", body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            self.airflow.api("PATCH", f"/connections/{conn_id}", body)
+
+    @contextlib.contextmanager
+    def without_triggerers(self) -> Iterator[None]:
+        """Kill -9 all triggerers for the length of the block."""
+        for triggerer in self.airflow.triggerers:
+            triggerer.kill()
+        try:
+            yield
+        finally:
+            for triggerer in self.airflow.triggerers:
+                triggerer.start()
+
+    @property
+    def pod_cluster(self) -> KubernetesCluster:
+        """The Kubernetes cluster. Skips the test where there is none."""
+        if self.kubernetes is None:
+            pytest.skip("there is no Kubernetes cluster")
+        return self.kubernetes
+
+    def pods(self) -> list[CreatedPod]:
+        """Return all pods that were ever created, by the API server's audit log."""
+        return self.kubernetes.created_pods() if self.kubernetes is not None else []
 
 
 @dataclasses.dataclass
 class Run:
-    """One run of a Dag with one task."""
+    """
+    One run of a Dag, and one of its tasks.
+
+    Whose a driver is is told by the time alone: tests of drivers do not run side by side. Pods bear the Dag's name.
+    """
 
     stage: Stage
     dag: str
@@ -91,7 +126,7 @@ class Run:
     def ti(self) -> TaskInstance:
         return self.stage.airflow.task(*self.key)
 
-    def wait(self, *states: str, deadline: float = 90, try_number: int | None = None) -> TaskInstance:
+    def wait(self, *states: str, deadline: float = 150, try_number: int | None = None) -> TaskInstance:
         """Wait until the task is in one of the states."""
 
         def reached() -> TaskInstance | None:
@@ -99,11 +134,11 @@ class Run:
             return now if now.state in states and try_number in (None, now.try_number) else None
 
         try:
-            return wait_until(reached, deadline, f"{self.dag} to be {' or '.join(states)}", interval=0.1)
+            return wait_until(reached, deadline, f"{self.dag} to be {' or '.join(states)}", interval=0.5)
         except TimeoutError as error:
             raise AssertionError(f"{error}: it is {self.ti.state}\n{self.logs()}") from None
 
-    def wait_for_driver(self, *states: str, deadline: float = 60) -> Driver:
+    def wait_for_driver(self, *states: str, deadline: float = 120) -> Driver:
         """Wait until the run has a driver, in one of the states."""
 
         def reached() -> Driver | None:
@@ -118,14 +153,48 @@ class Run:
         """Wait until the trigger runs: a task that is marked before reaches no code of ours."""
         wait_until(
             lambda: " is running" in self.log(self.ti.try_number).lower(),
-            60,
+            120,
             f"the trigger of {self.dag}",
-            interval=0.2,
+            interval=1,
         )
 
     def drivers(self) -> list[Driver]:
         """Return the drivers that were submitted since this run began, by the master's own record."""
         return [driver for driver in self.stage.cluster.drivers() if driver.id not in self._before]
+
+    def pods(self) -> list[CreatedPod]:
+        """Return the pods that were created for this Dag since the run began, the oldest first."""
+        dag, task = self.dag.replace("_", "-"), self.task.replace("_", "-")
+        prefix = f"{dag[: 29 - len(task)].rstrip('-')}-{task}-"  # of the Dag's name as much as a pod's has room for
+        return [pod for pod in self.stage.pods() if pod.name.startswith(prefix) and pod.uid not in self._before]
+
+    def phase(self, pod: CreatedPod) -> str | None:
+        """Return a pod's phase, ``None`` when it is gone."""
+        try:
+            return str(self.stage.pod_cluster.pod(pod.name)["status"]["phase"])
+        except RequestFailed as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def wait_for_pod(self, *phases: str | None, deadline: float = 120) -> CreatedPod:
+        """Wait until the run's latest pod is in one of the phases; ``None`` is one that is gone."""
+
+        def reached() -> CreatedPod | None:
+            pods = self.pods()
+            return pods[-1] if pods and self.phase(pods[-1]) in phases else None
+
+        try:
+            return wait_until(reached, deadline, f"a pod of {self.dag} that is {phases}", interval=0.4)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def wait_for_followed_pod(self) -> CreatedPod:
+        """Wait until the run's pod runs and its trigger follows it."""
+        self.wait("deferred")
+        pod = self.wait_for_pod("Running")
+        self.wait_until_followed()
+        return pod
 
     def store(self) -> dict[str, Any]:
         return self.stage.airflow.store(*self.key)
@@ -163,51 +232,64 @@ def stage(
 ) -> Iterator[Stage]:
     dags = tmp_path_factory.mktemp("dags")
     own, shipped = Path(__file__).parent / "dags", Path(durable_spark.example_dags.__file__).parent
-    for file in (*own.glob("*.py"), *shipped.glob("*.py"), EXAMPLES / "process_dag.py"):
+    for file in (*own.glob("*.py"), *shipped.glob("[a-z]*.py"), EXAMPLES / "process_dag.py"):
         (dags / file.name).symlink_to(file)
     port, service_port = free_port(), free_port()
     with (
         Proxy(f"http://127.0.0.1:{port}") as execution_api,
         Proxy(f"http://127.0.0.1:{standalone_cluster.master.rest_port}") as rest,
         Proxy(f"http://127.0.0.1:{service_port}") as processes,
+        proxy_of(kubernetes) as kubernetes_api,
+        statsd() as (statsd_port, metrics),
     ):
         connections = {
             "spark_default": standalone_cluster.connection(),
             "spark_proxied": standalone_cluster.connection(rest_port=str(rest.port)),
             "processes": {"conn_type": "http", "host": "127.0.0.1", "port": processes.port, "extra": {}},
         }
-        env = {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
+        env = {"PYTHONPATH": str(EXAMPLES)}
         if kubernetes is not None:
             connections["kubernetes"] = kubernetes.connection(
                 dashboard_url="https://dashboard.invalid/{namespace}/{pod}",
                 log_url="https://logs.invalid/{uid}",
                 history_url="https://history.invalid/{app_id}",
             )
+            connections["kubernetes_proxied"] = {
+                **kubernetes.connection(),
+                "host": "k8s://http://127.0.0.1",
+                "port": kubernetes_api.port,
+            }
             env["KUBERNETES_CONF"] = json.dumps(kubernetes.conf())
-        expected = list(DAGS)
         if submit_clusters is not None:
             connections.update(submit_clusters.connections())
             env.update(submit_clusters.environment())
             (dags / "dropin.py").write_text(change_import(SUBMIT_DAG.read_text()))
-            expected += [f"dropin_{cluster}" for cluster in CLUSTERS]
             for cluster in CLUSTERS:
                 (dags / f"changing_{cluster}.py").write_text(SUBMIT_DAG.read_text())
-                expected.append(f"changing_{cluster}_{cluster}")
-        with Airflow(
-            dags,
-            port=port,
-            execution_api=execution_api.url,
-            connections={
-                name: json.dumps({**connection, "extra": json.dumps(connection["extra"])})
-                for name, connection in connections.items()
-            },
-            config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60}},
-            env=env,
-        ) as airflow:
-            for dag in expected:
-                airflow.wait_for_dag(dag)
-            # No file changes any more. It writes every second, and SQLite has one writer at a time.
-            airflow.dag_processor.kill()
+        with (
+            Postgres() as postgres,
+            Airflow(
+                dags,
+                port=port,
+                database=postgres.url,
+                schedulers=2,
+                triggerers=2,
+                execution_api=execution_api.url,
+                connections={
+                    name: json.dumps({**connection, "extra": json.dumps(connection["extra"])})
+                    for name, connection in connections.items()
+                },
+                config={
+                    **IMPATIENT,
+                    "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60},
+                    "triggerer": {**IMPATIENT["triggerer"], "triggerer_health_check_threshold": 10},
+                    "metrics": {"statsd_on": True, "statsd_port": statsd_port, "statsd_influxdb_enabled": True},
+                },
+                env=env,
+            ) as airflow,
+        ):
+            files = {file.name for file in dags.glob("[a-z]*.py")}
+            wait_until(lambda: parsed(airflow, files), 120, "all Dags", servers=[airflow.dag_processor], interval=0.2)
             yield Stage(
                 airflow=airflow,
                 cluster=standalone_cluster,
@@ -216,15 +298,63 @@ def stage(
                 processes=processes,
                 service_port=service_port,
                 kubernetes=kubernetes,
+                kubernetes_api=kubernetes_api,
                 submit=submit_clusters,
                 dags=dags,
+                postgres=postgres,
+                metrics=metrics,
             )
     shutil.rmtree(dags, ignore_errors=True)
 
 
-@pytest.fixture
-def run(stage: Stage) -> Iterator[Callable[..., Run]]:
-    """Trigger a run; at the end of the test whatever it left running is ended."""
+@contextlib.contextmanager
+def statsd() -> Iterator[tuple[int, list[str]]]:
+    """Listen as statsd does; give the port, and a list that what this package sends is added to."""
+    sent: list[str] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            lines = self.request[0].decode(errors="replace").splitlines()
+            sent.extend(line for line in lines if ".durable_spark." in line)
+
+    with socketserver.UDPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, name="statsd")
+        thread.start()
+        try:
+            yield server.server_address[1], sent
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def proxy_of(cluster: KubernetesCluster | None) -> Proxy:
+    """Return what is to stand between a connection and the API server."""
+    if cluster is None:
+        return Proxy("http://127.0.0.1:9")
+    return Proxy(cluster.url, tls=ssl.create_default_context(cafile=str(cluster.ca)))
+
+
+def parsed(airflow: Airflow, files: set[str]) -> bool:
+    """Whether each file has shown its Dags; an import error is raised."""
+    if errors := airflow.api("GET", "/importErrors")["import_errors"]:
+        raise RuntimeError("\n".join(f"{error['filename']}:\n{error['stack_trace']}" for error in errors))
+    shown = airflow.api("GET", "/dags", params={"limit": 500})["dags"]
+    return files <= {Path(dag["fileloc"]).name for dag in shown}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let all that is told side by side end before a test kills a process that others need."""
+    items.sort(key=lambda item: (not _has_own_stage(item), in_order(item)))
+
+
+def _has_own_stage(item: pytest.Item) -> bool:
+    """Whether a test's module has an Airflow of its own, which is over before the one of all others begins."""
+    return hasattr(getattr(item, "module", None), "stage")
+
+
+@contextlib.contextmanager
+def runs_of(stage: Stage) -> Iterator[Callable[..., Run]]:
+    """Trigger runs; at the end whatever they left running is ended."""
     runs: list[Run] = []
 
     def trigger(dag: str, **options: str) -> Run:
@@ -233,10 +363,41 @@ def run(stage: Stage) -> Iterator[Callable[..., Run]]:
 
     yield trigger
     for one in runs:
-        if one.ti.state not in ENDED:
-            stage.airflow.set_state(*one.key, "failed")
-        wait_until(
-            lambda one=one: all(d.state not in ("SUBMITTED", "RUNNING") for d in one.drivers()),  # type: ignore[misc]
-            60,
-            f"the drivers of {one.dag} to end",
-        )
+        with contextlib.suppress(ApiError):  # a run that was deleted
+            if one.ti.state not in ENDED:
+                stage.airflow.set_state(*one.key, "failed")
+
+
+@pytest.fixture
+def run(stage: Stage) -> Iterator[Callable[..., Run]]:
+    """Trigger a run; at the end of the test whatever it left running is ended."""
+    before = {driver.id for driver in stage.cluster.drivers()}
+    with runs_of(stage) as trigger:
+        yield trigger
+    wait_until(
+        lambda: all(d.state not in ("SUBMITTED", "RUNNING") for d in stage.cluster.drivers() if d.id not in before),
+        60,
+        "the drivers to end",
+    )
+
+
+@contextlib.contextmanager
+def told(items: list[pytest.Item], stage: Stage) -> Iterator[Together]:
+    """Begin to tell the stories among the items."""
+
+    def tell(story: Callable[..., None], parameters: dict[str, Any]) -> None:
+        with runs_of(stage) as trigger:
+            story(stage, trigger, **parameters)
+
+    together = Together(items, tell)
+    try:
+        yield together
+    finally:
+        together.end()
+
+
+@pytest.fixture(scope="session")
+def told_together(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together]:
+    """Begin to tell all stories."""
+    with told([item for item in request.session.items if not _has_own_stage(item)], stage) as together:
+        yield together

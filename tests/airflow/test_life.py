@@ -1,12 +1,13 @@
-"""A task from submission to verdict on a real Airflow, and what a person does to it meanwhile."""
+"""
+A task from submission to verdict on a real Airflow and a standalone cluster.
+
+What a person does to it meanwhile is in :mod:`tests.airflow.test_person`, but for what takes a driver of its own.
+"""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
-
-import pytest
 
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
@@ -59,31 +60,11 @@ def test_waiting_on_the_worker(run: Callable[..., Run]) -> None:
     assert [d.state for d in life.drivers()] == ["FINISHED"]
 
 
-@pytest.mark.parametrize("state", ["failed", "success"])
-def test_marked_by_a_person_the_job_is_killed(stage: Stage, run: Callable[..., Run], state: str) -> None:
-    life = run("life", seconds="300")
-    life.wait("deferred")
-    life.wait_for_driver("RUNNING")
-    life.wait_until_followed()
-    stage.airflow.set_state(*life.key, state)
-    life.wait_for_driver("KILLED", deadline=60)
-    assert life.ti.state == state
-
-
 def test_marked_while_it_waits_on_the_worker(stage: Stage, run: Callable[..., Run]) -> None:
     life = run("blocking", seconds="300")
     life.wait_for_driver("RUNNING")
     stage.airflow.set_state(*life.key, "failed")
     life.wait_for_driver("KILLED", deadline=60)
-
-
-def test_kept_if_so_asked(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("keeping", seconds="25")
-    life.wait("deferred")
-    life.wait_for_driver("RUNNING")
-    life.wait_until_followed()
-    stage.airflow.set_state(*life.key, "failed")
-    life.wait_for_driver("FINISHED", deadline=90)
 
 
 def test_marked_while_it_submits(stage: Stage, run: Callable[..., Run]) -> None:
@@ -96,62 +77,15 @@ def test_marked_while_it_submits(stage: Stage, run: Callable[..., Run]) -> None:
     assert len(life.drivers()) == 1
 
 
-def test_cleared_runs_again_never_beside_the_old_one(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("life", seconds="300")
-    life.wait("deferred")
-    old = life.wait_for_driver("RUNNING")
-    life.wait_until_followed()
-    stage.airflow.clear(life.dag, life.id, ["job"])
-    life.wait("deferred", try_number=2)
-    assert [d.id for d in life.drivers() if d.state == "KILLED"] == [old.id]
-    new = wait_until(lambda: next((d for d in life.drivers() if d.id != old.id), None), 30, "the new driver")
-    assert len(life.drivers()) == 2
-    life.wait_for_driver("RUNNING")
-    time_of_a_late_on_kill = time.monotonic() + 8
-    while (
-        time.monotonic() < time_of_a_late_on_kill
-    ):  # the old trigger's on_kill comes late and must not hit the new job
-        assert [d.state for d in life.drivers() if d.id == new.id] != ["KILLED"]
-        time.sleep(0.5)
-
-
-def test_cleared_after_success_runs_again(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("life", seconds="0")
-    assert life.wait(*ENDED).state == "success"
-    stage.airflow.clear(life.dag, life.id, ["job"])
-    life.wait("deferred", try_number=2)
-    assert life.wait(*ENDED).state == "success"
-    assert [d.state for d in life.drivers()] == ["FINISHED", "FINISHED"]
-
-
-def test_cleared_and_reconnected_if_so_asked(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("reconnecting", seconds="20")
-    life.wait("deferred")
-    driver = life.wait_for_driver("RUNNING")
-    life.wait_until_followed()
-    stage.airflow.clear(life.dag, life.id, ["job"])
-    life.wait("deferred", try_number=2)
-    assert life.wait(*ENDED).state == "success"
-    assert [(d.id, d.state) for d in life.drivers()] == [(driver.id, "FINISHED")]
-
-
-def test_execution_timeout_kills(run: Callable[..., Run]) -> None:
-    life = run("limited", seconds="300")
-    life.wait("deferred")
-    ended = life.wait(*ENDED, deadline=120)
-    assert ended.state == "failed"
-    assert [d.state for d in life.drivers()] == ["KILLED"]
-    assert "DeadlinePassed" in life.logs()
-    assert life.drivers()[0].id in life.logs()
-
-
 def test_the_triggerer_dies_and_the_job_is_followed_on(stage: Stage, run: Callable[..., Run]) -> None:
     life = run("life", seconds="20")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
     life.wait_until_followed()
-    stage.airflow.kill_triggerer()
-    stage.airflow.start_triggerer()
+    number = stage.airflow.triggerer_of(*life.key)
+    assert number is not None
+    stage.airflow.kill_triggerer(number)
+    stage.airflow.start_triggerer(number)
     ended = life.wait(*ENDED, deadline=120)
     assert (ended.state, ended.try_number) == ("success", 1)
     assert [(d.id, d.state) for d in life.drivers()] == [(driver.id, "FINISHED")]

@@ -42,7 +42,4 @@ def dag_of_one_job(dag_id: str, **arguments: Any) -> DAG:
 life = dag_of_one_job("life")
 proxied = dag_of_one_job("proxied", conn_id="spark_proxied")
 blocking = dag_of_one_job("blocking", deferrable=False)
-keeping = dag_of_one_job("keeping", on_kill="keep")
-reconnecting = dag_of_one_job("reconnecting", on_clear="reconnect")
-limited = dag_of_one_job("limited", execution_timeout=timedelta(seconds=25), retries=0)
 single = dag_of_one_job("single", retries=0)

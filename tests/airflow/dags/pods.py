@@ -45,7 +45,10 @@ def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
     return dag
 
 
-pod = dag_of_one_pod("pod")
+for name in ("pod", "pod_active", "pod_succeeded", "pod_failed", "pod_unsent", "pod_no_uid", "pod_marked"):
+    globals()[name] = dag_of_one_pod(name)
+for name in ("pod_held", "pod_held_alone", "pod_held_marked"):
+    globals()[name] = dag_of_one_pod(name, hold_pod=True, pod_at_end="delete")
 pod_spark = dag_of_one_pod(
     "pod_spark",
     application=f"local://{Path(__file__).resolve().parents[2] / 'apps' / 'driver.py'}",
@@ -53,7 +56,6 @@ pod_spark = dag_of_one_pod(
     conf=json.loads(os.environ.get("KUBERNETES_CONF", "{}")),
     pod=None,
 )
-pod_held = dag_of_one_pod("pod_held", hold_pod=True, pod_at_end="delete")
 pod_single = dag_of_one_pod("pod_single", retries=0)
 pod_stuck = dag_of_one_pod(
     "pod_stuck",
