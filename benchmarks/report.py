@@ -36,21 +36,22 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
 
 
-def publish(part: str, table: Sequence[str], *, versions: Sequence[str] = ()) -> None:
+def publish(part: str, table: Sequence[str], *, versions: Sequence[str] = (), page: Path = _PAGE) -> None:
     """
     Print a table and put it into the page, with the machine, the date and the versions.
 
     :param part: name of the page's part.
     :param versions: what took part besides Python, Airflow and this package.
+    :param page: ``docs/performance.md``, or another one.
     """
     text = "\n".join([*table, "", f"{_today()}; {_machine()}; {', '.join([*_versions(), *versions])}."])
     print(text)
-    page = _PAGE.read_text()
+    written = page.read_text()
     begin, end = f"<!-- generated: {part} -->", f"<!-- end: {part} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(page):
-        raise RuntimeError(f"{_PAGE} has no part {begin} … {end}")
-    _PAGE.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page))
+    if not pattern.search(written):
+        raise RuntimeError(f"{page} has no part {begin} … {end}")
+    page.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", written))
 
 
 def _today() -> str:
