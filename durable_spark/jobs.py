@@ -81,6 +81,7 @@ __all__ = [
     "Verdict",
     "new_token",
     "owner_of",
+    "utc",
 ]
 
 RECORD_KEY = "durable_spark"
@@ -537,6 +538,11 @@ class Record:
 def new_token() -> str:
     """Return 128 random bits as lower-case hex."""
     return secrets.token_hex(16)
+
+
+def utc(moment: float) -> str:
+    """Return a moment, in seconds since the epoch, as people read it. UTC, like the log."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
 
 
 def owner_of(*, deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:

@@ -27,7 +27,6 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 from durable_spark.hooks._http import AnswerTimeout, ConnectFailed, for_each
@@ -70,6 +69,7 @@ from durable_spark.jobs import (
     Submission,
     SubmissionRefused,
     SubmissionUncertain,
+    utc,
 )
 
 __all__ = ["StandaloneHook"]
@@ -581,7 +581,7 @@ def _uncertain(untold: Sequence[_Untold], submission: Submission, view: View) ->
     what = f"whether submission {submission.token[:8]}… has become a driver cannot be told: {reasons}"
     if not any(reason.permanent for reason in untold):
         return SubmissionUncertain(f"{what}. The next try looks again.")
-    since = datetime.fromtimestamp(submission.cluster_time or 0, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    since = utc(submission.cluster_time or 0)
     return SubmissionUncertain(
         f"{what}. Look at {view.address} for a driver that was submitted after {since}; when there is none that runs, "
         "delete the entry 'durable_spark' of this task's state store (REST …/state-store/durable_spark) and clear the "

@@ -20,7 +20,6 @@ import dataclasses
 import re
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from durable_spark.hooks._yarn_api import APP_LIMIT, Applications, Timeline
@@ -53,6 +52,7 @@ from durable_spark.jobs import (
     RequestRefused,
     Submission,
     SubmissionUncertain,
+    utc,
 )
 
 if TYPE_CHECKING:
@@ -252,9 +252,7 @@ class YarnHook(SparkCliHook):
                 job = min(apps, key=lambda app: app.age).status.job
                 return Found(status=(await self.poll([job]))[job])
             why = f"{why}; the timeline server does not know it, either"
-        since_then = datetime.fromtimestamp(submission.cluster_time or 0, timezone.utc).strftime(
-            "%Y-%m-%d %H:%M:%S UTC"
-        )
+        since_then = utc(submission.cluster_time or 0)
         raise SubmissionUncertain(
             f"{_untold(submission)}: {why}. Look at {info.manager.base} for an application with the tag "
             f"{token_tag(submission.token)} that was submitted after {since_then}; when there is none that runs, "

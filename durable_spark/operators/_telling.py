@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from durable_spark.jobs import JobRef, Submission
 
-__all__ = ["DECISION_XCOM_KEY", "clock", "count", "push_decision", "submission_span"]
+__all__ = ["DECISION_XCOM_KEY", "count", "push_decision", "submission_span"]
 
 DECISION_XCOM_KEY = "durable_spark_decision"
 """XCom in which each try says what it has decided: ``{"decision": …, "job_id": …, "submission": …, "why": …, …}``."""
@@ -102,8 +101,3 @@ def submission_span(submission: Submission, *, conn_id: str) -> Iterator[Any]:
             span.set_status(trace.Status(trace.StatusCode.ERROR, said))
             raise
         span.set_attribute("durable_spark.outcome", "submitted")
-
-
-def clock(moment: float) -> str:
-    """Return a moment as people read it. UTC, like the log."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))

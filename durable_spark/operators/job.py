@@ -66,6 +66,7 @@ from durable_spark.jobs import (
     SubmissionUncertain,
     Verdict,
     new_token,
+    utc,
 )
 from durable_spark.links import JobHistoryLink, JobLink, JobLogLink, JobTrackingLink
 from durable_spark.operators._conversation import Conversation, first_event
@@ -81,7 +82,7 @@ from durable_spark.operators._store import (
     way_out,
     write,
 )
-from durable_spark.operators._telling import clock, count, push_decision, submission_span
+from durable_spark.operators._telling import count, push_decision, submission_span
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -240,7 +241,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def _take_up(self, context: Context) -> Any:
         while True:
             told = False
-            with translated(lambda error: self._leftover(context, error)), self._conversation():
+            with self._answering(context):
                 try:
                     if not self.durable:
                         return self.execute_resumable(context)
@@ -262,7 +263,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """Write down the verdict that the trigger brought, then return or raise."""
         from durable_spark.triggers.job import JobEvent
 
-        with translated(lambda error: self._leftover(context, error)), self._conversation():
+        with self._answering(context):
             try:
                 reported = JobEvent.from_json(event)
             except ValueError as error:
@@ -274,7 +275,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            with translated(lambda error: self._leftover(context, error)), self._conversation():
+            with self._answering(context):
                 self._load(context)
                 if (job := self._job_of_this_try(context)) is None:
                     if self._word_due(context) == self._deadline(context):
@@ -909,7 +910,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
         :param told: whether it could, and what failed is the sending: the trigger would be told at once, each time.
         """
-        from durable_spark.triggers.feed import LONGEST_BACKOFF, LONGEST_RETRY_AFTER
+        from durable_spark.triggers.feed import LONGEST_BACKOFF, asked_pause
         from durable_spark.triggers.job import SubmissionTrigger
 
         record, due = self._recorded, self._word_due(context)
@@ -918,15 +919,15 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             "it is asked again until %s",
             self._origin(record),
             error,
-            clock(due),
+            utc(due),
         )
         push_decision(context, "wait", why=str(error), job=None, submission=record.submission)
         unnamed = JobRef(f"the job of token {record.submission.token[:8]}…")
         arguments = dataclasses.replace(self._trigger_arguments(context, unnamed), deadline=due)
         if told:
-            asked = min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
             waited = time.time() - float(context["ti"].start_date.timestamp())  # ever more seldom, without a counter
-            pause = max(self.poll_interval or JobHook.default_poll_interval, min(waited / 4, LONGEST_BACKOFF), asked)
+            own = max(self.poll_interval or JobHook.default_poll_interval, min(waited / 4, LONGEST_BACKOFF))
+            pause = max(own, asked_pause(error))
             arguments = dataclasses.replace(arguments, quiet=max(arguments.quiet, min(pause, due - time.time())))
         trigger = SubmissionTrigger(arguments.to_json())
         if self.deferrable:
@@ -1186,7 +1187,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         submission = record.submission
         return (
             f"submission {submission.ordinal} (token {submission.token}) to {', '.join(record.cluster)} "
-            f"by connection {self.conn_id!r} at {clock(record.intended_at)}"
+            f"by connection {self.conn_id!r} at {utc(record.intended_at)}"
         )
 
     def _count(self, context: Context, what: str) -> None:
@@ -1272,6 +1273,12 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if self._talk is None:
             raise RuntimeError("no conversation with the cluster is open")
         return self._talk
+
+    @contextlib.contextmanager
+    def _answering(self, context: Context) -> Iterator[None]:
+        """Talk with the cluster, and end in an exception of Airflow's that says what is left behind."""
+        with translated(lambda error: self._leftover(context, error)), self._conversation():
+            yield
 
     @contextlib.contextmanager
     def _conversation(self) -> Iterator[None]:

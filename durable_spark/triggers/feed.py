@@ -38,13 +38,13 @@ from durable_spark.jobs import (
     JobStatus,
 )
 
-__all__ = ["LONGEST_BACKOFF", "LONGEST_RETRY_AFTER", "Feed", "FeedKey", "Outage", "Subscription", "join"]
+__all__ = ["LONGEST_BACKOFF", "Feed", "FeedKey", "Outage", "Subscription", "asked_pause", "join"]
 
 _NEWCOMER_PAUSE = 1.0
 """Seconds between two polls while there are jobs that were never asked for (a triggerer starting up)."""
 LONGEST_BACKOFF = 60.0
 """Seconds between two attempts to reach a cluster, at most."""
-LONGEST_RETRY_AFTER = 600.0
+_LONGEST_RETRY_AFTER = 600.0
 """A cluster that asks to be left alone for longer is asked sooner all the same."""
 _SHORTEST_INTERVAL = 0.01
 _ABSENCES_BELIEVED = 2
@@ -257,9 +257,7 @@ class Feed:
     def _backoff(self, failures: int, error: Exception) -> float:
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 not a secret
         delay = min(LONGEST_BACKOFF, self._interval * 2.0 ** min(failures - 1, 10)) * jitter
-        if isinstance(error, ClusterUnreachable) and error.retry_after is not None:
-            delay = max(delay, min(error.retry_after, LONGEST_RETRY_AFTER) * (1.0 + jitter / 10))
-        return delay
+        return max(delay, asked_pause(error) * (1.0 + jitter / 10))
 
     def _publish(self, statuses: Mapping[JobRef, JobStatus]) -> None:
         recovered = self._outage is not None
@@ -287,6 +285,12 @@ class Feed:
                 subscription.absences, subscription.absent_since = 0, None
                 if subscription.outage is None:
                     subscription._tell(status=subscription.status, outage=outage)
+
+
+def asked_pause(error: BaseException | None) -> float:
+    """Return the seconds for which a cluster has asked to be left alone, as far as it is obeyed; 0 if it has not."""
+    asked = error.retry_after if isinstance(error, ClusterUnreachable) else None
+    return min(asked or 0.0, _LONGEST_RETRY_AFTER)
 
 
 _feeds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[FeedKey, Feed]] = weakref.WeakKeyDictionary()

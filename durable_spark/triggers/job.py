@@ -50,8 +50,9 @@ from durable_spark.jobs import (
     Link,
     Submission,
     SubmissionUncertain,
+    utc,
 )
-from durable_spark.triggers.feed import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, FeedKey, Outage, Subscription, join
+from durable_spark.triggers.feed import LONGEST_BACKOFF, FeedKey, Outage, Subscription, asked_pause, join
 
 __all__ = [
     "NOTE_XCOM_KEY",
@@ -81,8 +82,8 @@ _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
 _letting_go: set[asyncio.Task[None]] = set()
 """
-What goes on although Airflow has cancelled its ``on_kill``: a loop remembers its tasks only weakly. Each ends within
-:data:`_ON_KILL_BOUND` and tells its own failure; a triggerer that ends before cancels and awaits it with its loop.
+What goes on although Airflow has cancelled its ``on_kill``: a loop remembers its tasks only weakly. Each step of it has
+a time limit, and it tells its own failure; a triggerer that ends before cancels and awaits it with its loop.
 """
 
 
@@ -309,7 +310,7 @@ class JobTrigger(BaseTrigger):
         try:
             state = await self._task_state()
         except Exception as error:
-            self.log.warning("Not killing %s: the state of the task could not be read: %s", self._job, error)
+            self.log.warning("Not killing %s: the state of the task could not be read: %r", self._job, error)
             return False
         if state not in ENDED_BY_A_PERSON:
             self.log.info("Not killing %s: its task is %s and goes on elsewhere", self._job, state)
@@ -463,7 +464,7 @@ class JobTrigger(BaseTrigger):
         seen = (
             f"last seen as {status.raw or status.state.value} at" if status else "not seen since it is followed here,"
         )
-        known = f"{seen} {_clock(at)}; not known since {_clock(subscription.absent_since or time.time())}"
+        known = f"{seen} {utc(at)}; not known since {utc(subscription.absent_since or time.time())}"
         self.log.warning("The cluster does not know %s any more: %s", self._job, known)
         return self._event("lost", status, message=known)
 
@@ -552,10 +553,8 @@ class JobTrigger(BaseTrigger):
 
     async def _is_in_charge(self) -> bool:
         """Whether no later try has taken over. ``False`` when that cannot be read."""
-        from airflow.sdk.execution_time.xcom import XCom
-
         try:
-            value = await asyncio.wait_for(XCom.aget_one(key=TRY_XCOM_KEY, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN)
+            value = await self._pushed(TRY_XCOM_KEY)
         except Exception as error:
             self.log.warning("Which try is in charge could not be read: %r", error)
             return False
@@ -578,14 +577,10 @@ class JobTrigger(BaseTrigger):
 
     async def _noted_end(self, status: JobStatus) -> JobEvent | None:
         """Return the event to report of a job that is dead or gone, if this trigger or one before it has noted one."""
-        from airflow.sdk.execution_time.xcom import XCom
-
         noted = self._noted
         if noted is None:
             try:
-                value = await asyncio.wait_for(
-                    XCom.aget_one(key=NOTE_XCOM_KEY, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN
-                )
+                value = await self._pushed(NOTE_XCOM_KEY)
             except Exception as error:
                 self.log.warning("Whether a trigger of this try has killed %s could not be read: %r", self._job, error)
                 return None
@@ -594,12 +589,15 @@ class JobTrigger(BaseTrigger):
             return None
         return dataclasses.replace(noted, state=status.raw or noted.state)
 
+    async def _pushed(self, key: str) -> Any:
+        """Return an XCom of this task instance."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        return await asyncio.wait_for(XCom.aget_one(key=key, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN)
+
     async def _task_state(self) -> str | None:
-        """Return the state of the task instance, ``None`` when it is gone."""
-        args = self._args
-        return await asyncio.to_thread(
-            state_of, dag_id=args.dag_id, run_id=args.run_id, task_id=args.task_id, map_index=args.map_index
-        )
+        """Return the state of the task instance, as :func:`state_of` does."""
+        return await asyncio.wait_for(asyncio.to_thread(state_of, **self._task_key()), _ON_KILL_BOUND)
 
     async def push_links(self, links: Mapping[Link, str]) -> None:
         """Let Airflow's UI show where the job has come to, for as long as this try is in charge."""
@@ -636,8 +634,7 @@ class SubmissionTrigger(JobTrigger):
 
         def pauses(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            asked = getattr(error, "retry_after", None) or 0.0
-            pause = max(backoff(state), min(asked, LONGEST_RETRY_AFTER))
+            pause = max(backoff(state), asked_pause(error))
             # Not past the end, where Airflow would end the deferral. By tenacity's clock: by one that was set forward,
             # it would ask without a pause.
             left = patience - (state.seconds_since_start or 0.0)
@@ -697,8 +694,3 @@ class _Narrator:
             )
         elif outage is None and before is not None:
             self._trigger.log.info("The cluster answers again after %.0f s", time.time() - before.since)
-
-
-def _clock(moment: float) -> str:
-    """Return a moment as people read it. UTC, like the log."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))

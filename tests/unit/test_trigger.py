@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -558,6 +559,19 @@ class TestOnKill:
         await asyncio.gather(*trigger_module._letting_go)
         assert service.kills == ["job-1"]
         assert not trigger_module._letting_go
+
+    async def test_kills_nothing_when_airflow_does_not_answer(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        answers = threading.Event()
+        monkeypatch.setattr(trigger_module, "state_of", lambda **_: answers.wait(60) and "failed")
+        monkeypatch.setattr(trigger_module, "_ON_KILL_BOUND", 0.1)
+        try:
+            await asyncio.wait_for(trigger().on_kill(), 10)
+        finally:
+            answers.set()
+        assert service.kills == []
+        assert "the state of the task could not be read: TimeoutError()" in capsys.readouterr().out
 
     async def test_keeps_if_so_asked(self, service: Service, airflow: dict[str, Any]) -> None:
         airflow["state"] = "failed"
