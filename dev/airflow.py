@@ -34,7 +34,7 @@ from urllib.parse import quote
 
 import httpx
 
-from dev.processes import Server, Startable, _living, _signal, free_port, wait_until
+from dev.processes import Server, Startable, _living, _signal, free_port, process, wait_until
 
 __all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "parse_time"]
 
@@ -262,12 +262,22 @@ class Airflow(Startable):
         """Start a killed triggerer again. It takes over what is its own after the health threshold."""
         self.triggerers[number].start()
 
-    def airflow(self, *arguments: str, timeout: float = 120) -> str:
-        """Run an ``airflow`` command in this Airflow's environment and return what it prints."""
-        command = [sys.executable, "-m", "airflow", *arguments]
-        done = subprocess.run(
-            command, env=self.env, cwd=self.home, capture_output=True, text=True, timeout=timeout, check=False
+    def command(self, *arguments: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run an ``airflow`` command in this Airflow's environment, with more variables, and return how it ended."""
+        return subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            env={**self.env, **env},
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
+
+    def airflow(self, *arguments: str) -> str:
+        """Run an ``airflow`` command that is to succeed, and return what it prints."""
+        done = self.command(*arguments)
         if done.returncode:
             said = (done.stdout + done.stderr)[-4000:]
             raise RuntimeError(f"airflow {' '.join(arguments)} ended with {done.returncode}\n{said}")
@@ -549,8 +559,8 @@ class Airflow(Startable):
             now = self.task(dag, run, task, map_index)
             if now.state != "running" or now.pid is None or try_number not in (None, now.try_number):
                 return None
-            parent, session = _parent_and_session(now.pid)
-            return TaskProcess(now.pid, parent) if session in sessions else None
+            found = process(now.pid)
+            return TaskProcess(now.pid, found.parent) if found and found.session in sessions else None
 
         return wait_until(running, deadline, f"{dag}.{task} to run", servers=self.schedulers, interval=0.02)
 
@@ -581,13 +591,6 @@ def _inherited() -> dict[str, str]:
     """Return this process's environment without what would reach into Airflow or double its start-up time."""
     dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "VIRTUAL_ENV"}
     return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW") and name not in dropped}
-
-
-def _parent_and_session(pid: int) -> tuple[int, int]:
-    """Return the parent and the session of a process, from ``/proc``."""
-    # proc(5): "pid (comm) state ppid pgrp session ..."
-    _, parent, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
-    return int(parent), int(session)
 
 
 def _migrated_database() -> Path:

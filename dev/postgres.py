@@ -9,6 +9,7 @@ number, so that the server's files stay those of this user, wherever they are.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 
 import psycopg2  # type: ignore[import-untyped]
 
-from dev.processes import Server, Startable, ToolMissing, _signal, free_port, wait_until
+from dev.processes import Server, Startable, ToolMissing, _signal, descendants, free_port, wait_until
 
 __all__ = ["Postgres"]
 
@@ -80,12 +81,22 @@ class Postgres(Startable):
 
     def connect(self) -> Any:
         """Return a new connection, psycopg2's: what is done on it is to be committed."""
-        return psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname="postgres")
+        where = {"host": "127.0.0.1", "port": self.port, "user": "airflow", "dbname": "postgres"}
+        return psycopg2.connect(**where, connect_timeout=5)
+
+    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """
+        Execute a statement over a connection of its own, and return the rows of its answer.
+
+        :raises psycopg2.OperationalError: when the server does not answer.
+        """
+        with contextlib.closing(self.connect()) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
 
     def kill(self) -> None:
         """Kill -9 the server and all its processes, of which each has a session of its own."""
-        children = Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children")
-        pids = [int(pid) for pid in children.read_text().split()] if self.server.alive else []
+        pids = descendants(self.server.pid) if self.server.alive else []
         self.server.kill()
         _signal(pids, signal.SIGKILL)  # one that works on does not see that its parent is dead
 

@@ -28,17 +28,21 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from typing_extensions import Self
 
 __all__ = [
+    "Process",
     "Server",
     "ServerDied",
     "Startable",
     "ToolMissing",
+    "descendants",
     "free_port",
     "free_ports",
+    "process",
+    "processes",
     "wait_until",
     "wait_until_async",
 ]
@@ -242,18 +246,40 @@ class Startable(abc.ABC):
         self.stop()
 
 
-def _living(session: int) -> list[int]:
-    """Return the processes of a session, without zombies: init may be slow to reap what was orphaned."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # proc(5): "pid (comm) state ppid pgrp session ..."; comm may hold spaces and parentheses
-            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue  # it has ended just now
-        if int(its_session) == session and state not in "ZX":
-            found.append(int(stat.parent.name))
+class Process(NamedTuple):
+    """A process of this machine."""
+
+    parent: int
+    session: int
+
+
+def process(pid: int) -> Process | None:
+    """Return a process, ``None`` when it has ended, also as a zombie: init may be slow to reap what was orphaned."""
+    try:
+        # proc(5): "pid (comm) state ppid pgrp session ..."; comm may hold spaces and parentheses
+        state, parent, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else Process(int(parent), int(session))
+
+
+def processes() -> dict[int, Process]:
+    """Return all processes of this machine by their IDs."""
+    found = ((int(directory.name), process(int(directory.name))) for directory in Path("/proc").glob("[0-9]*"))
+    return {pid: one for pid, one in found if one is not None}
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it or its children have started, as far as they are still linked."""
+    among, found = processes(), [pid]
+    for one in found:
+        found += [child for child, process in among.items() if process.parent == one]
     return found
+
+
+def _living(session: int) -> list[int]:
+    """Return the processes of a session."""
+    return [pid for pid, one in processes().items() if one.session == session]
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
-import sqlalchemy.exc
+import psycopg2  # type: ignore[import-untyped]
 
 from benchmarks.report import publish
 from dev.airflow import IMPATIENT, Airflow, ApiError
@@ -42,9 +42,9 @@ from dev.hadoop import HADOOP_VERSION
 from dev.kubernetes import KubernetesCluster
 from dev.kubernetes_binaries import KUBERNETES_VERSION
 from dev.postgres import Postgres
-from dev.processes import ToolMissing, wait_until
+from dev.processes import ToolMissing, descendants, wait_until
 from dev.reaper import Reaper
-from dev.soak_chaos import ACTS, Chaos, Done, Parts, descendants, draw, processes, select
+from dev.soak_chaos import ACTS, Chaos, Done, Parts, draw, title
 from dev.soak_jobs import KINDS, Ended, Job, Judgement, Planned, Run, judge, plan
 from dev.spark import SPARK_VERSION, StandaloneCluster
 from dev.yarn import YarnCluster
@@ -114,24 +114,22 @@ class Soak:
     def run(self, chaos: Chaos, *, seconds: float, jobs: int) -> None:
         """Keep so many jobs alive for so long, then see them end."""
         until = self.clock.begun + seconds
-        next_line = 0.0
-        while (left := until - time.time()) > 0:
+
+        def goes_on() -> bool:
+            left = until - time.time()
             if left > _LAST_MINUTE:
                 self._refill(jobs, left)
-            self._look()
-            if chaos.failed:
-                raise RuntimeError(f"an act went wrong: {chaos.failed}")
-            if time.time() > next_line:
-                next_line = time.time() + 30
-                self._say_how_it_stands(chaos)
-            time.sleep(1)
+            return left > 0
+
+        self._look_on(chaos, goes_on)
         chaos.stop()
         self.clock.say("nothing dies any more")
-        self._see_them_end(chaos)
+        until_all_have_ended = time.time() + _COMES_TO_ITS_END
+        self._look_on(chaos, lambda: self._alive() > 0 and time.time() < until_all_have_ended)
 
-    def _see_them_end(self, chaos: Chaos) -> None:
-        until, next_line = time.time() + _COMES_TO_ITS_END, 0.0
-        while self._alive() and time.time() < until:
+    def _look_on(self, chaos: Chaos, goes_on: Callable[[], bool]) -> None:
+        next_line = 0.0
+        while goes_on() and not chaos.failed:
             self._look()
             if time.time() > next_line:
                 next_line = time.time() + 30
@@ -169,24 +167,21 @@ class Soak:
         """Take note of what has ended, on either side."""
         with contextlib.suppress(OSError):
             self.drivers.update({driver.id: driver.state for driver in self.parts.standalone.drivers()})
-        with contextlib.suppress(sqlalchemy.exc.OperationalError):
+        with contextlib.suppress(psycopg2.OperationalError):
+            query = self.parts.postgres.query
             ended = "select run_id, map_index, state, try_number from task_instance where task_id = 'job'"
-            for run_id, map_index, state, tries in select(
-                self.parts.postgres, f"{ended} and state in ('success', 'failed')"
-            ):
+            for run_id, map_index, state, tries in query(f"{ended} and state in ('success', 'failed')"):
                 if (run_id, map_index) in self.planned:
                     self.states[run_id, map_index] = (state, tries)
-            counts = select(self.parts.postgres, "select state, count(*) from task_instance group by state")
+            counts = query("select state, count(*) from task_instance group by state")
             self._counts = {state or "without a state": number for state, number in counts}
             self.peaks.deferred = max(self.peaks.deferred, self._counts.get("deferred", 0))
         self.peaks.jvms = max(self.peaks.jvms, self._jvms())
 
     def _jvms(self) -> int:
         """Return how many JVMs jobs have, and their submissions."""
-        among = processes()
-        ours = descendants(os.getpid(), among)
         servers = {server.pid for server in self.parts.servers().values()}
-        java = [pid for pid in ours if among.get(pid) and among[pid].title.split(b"\0")[0].endswith(b"/java")]
+        java = [pid for pid in descendants(os.getpid()) if title(pid).split(b"\0")[0].endswith(b"/java")]
         return len(set(java) - servers)
 
     def _say_how_it_stands(self, chaos: Chaos) -> None:

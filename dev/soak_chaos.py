@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import sqlalchemy.exc
+import psycopg2  # type: ignore[import-untyped]
 
-from dev.processes import Server, _living, _signal
+from dev.processes import Server, _living, _signal, descendants, processes
 
 if TYPE_CHECKING:
     from dev.airflow import Airflow
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dev.spark import StandaloneCluster
     from dev.yarn import YarnCluster
 
-__all__ = ["ACTS", "Act", "Chaos", "Done", "Parts", "Process", "descendants", "draw", "processes"]
+__all__ = ["ACTS", "Act", "Chaos", "Done", "Parts", "draw", "title"]
 
 _EVERY = 10.0
 """Seconds between two acts, on average."""
@@ -119,38 +119,6 @@ def draw(seed: str, seconds: float) -> list[Act]:
             acts.append(Act(round(at, 1), name, target, round(lasts, 1)))
             free[target] = at + lasts + (0.0 if "task" in target else _REST)
     return acts
-
-
-class Process(NamedTuple):
-    """A process of this machine."""
-
-    parent: int
-    session: int
-    title: bytes
-    """Its command line."""
-
-
-def processes() -> dict[int, Process]:
-    """Return all processes of this machine by their IDs, without zombies."""
-    found = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            # proc(5): "pid (comm) state ppid pgrp session ..."
-            state, parent, _, session = (directory / "stat").read_text().rpartition(")")[2].split()[:4]
-            title = (directory / "cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue  # it has ended just now
-        if state not in "ZX":
-            found[int(directory.name)] = Process(int(parent), int(session), title)
-    return found
-
-
-def descendants(pid: int, among: Mapping[int, Process]) -> list[int]:
-    """Return a process and all that it or its children have started, as far as they are still linked."""
-    found = [pid]
-    for one in found:
-        found += [child for child, process in among.items() if process.parent == one]
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,7 +315,7 @@ class Chaos:
         return ""
 
     def _freeze(self, act: Act) -> str:
-        frozen = descendants(self._servers[act.target].pid, processes())
+        frozen = descendants(self._servers[act.target].pid)
         _signal(frozen, signal.SIGSTOP)
         self._last(act)
         _signal(frozen, signal.SIGCONT)
@@ -368,8 +336,7 @@ class Chaos:
         return ""
 
     def _cut_database(self, act: Act) -> str:
-        ((cut,),) = select(
-            self.parts.postgres,
+        ((cut,),) = self.parts.postgres.query(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity "
             "where pid <> pg_backend_pid() and backend_type = 'client backend'",
         )
@@ -393,7 +360,7 @@ class Chaos:
     def _stop_task(self, act: Act) -> str:
         """Stop all processes of a task for so long that Airflow calls it dead, and let them go on."""
         task = self._task(0.0)
-        stopped = descendants(task.supervisor, processes())
+        stopped = descendants(task.supervisor)
         _signal(stopped, signal.SIGSTOP)
         name = self._name_of(task)  # its next try will have another ID
         self._last(act)
@@ -418,11 +385,8 @@ class Chaos:
 
     def _tasks(self) -> list[_Task]:
         among = processes()
-        workers = {
-            pid: process.title
-            for pid, process in among.items()
-            if process.title.startswith(_WORKER) and _IDLE not in process.title and process.session in self._sessions
-        }
+        titles = {pid: title(pid) for pid, process in among.items() if process.session in self._sessions}
+        workers = {pid: its for pid, its in titles.items() if its.startswith(_WORKER) and _IDLE not in its}
         return [
             _Task(pid, process.parent, workers[process.parent].decode(errors="replace").strip("\0 ").split()[-1])
             for pid, process in among.items()
@@ -432,11 +396,19 @@ class Chaos:
     def _name_of(self, task: _Task) -> str:
         """Return which task of which run it is, or its ID when the database does not answer."""
         name = "concat_ws(' ', run_id, task_id, nullif(map_index, -1), 'try', try_number)"
-        with contextlib.suppress(sqlalchemy.exc.OperationalError):
-            query = f"select {name} from task_instance where cast(id as text) = '{task.ti_id}'"
-            for (found,) in select(self.parts.postgres, query):
+        with contextlib.suppress(psycopg2.OperationalError):
+            query = f"select {name} from task_instance where cast(id as text) = %s"
+            for (found,) in self.parts.postgres.query(query, task.ti_id):
                 return str(found)
         return task.ti_id
+
+
+def title(pid: int) -> bytes:
+    """Return a process' command line, of which it may have made a title; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 class _NoTask(Exception):
@@ -447,16 +419,3 @@ class _Task(NamedTuple):
     runner: int
     supervisor: int
     ti_id: str
-
-
-def select(postgres: Postgres, query: str) -> Sequence[Any]:
-    """
-    Return the rows of a query, over a new connection to Airflow's database.
-
-    :raises sqlalchemy.exc.OperationalError: when the database does not answer.
-    """
-    engine = sqlalchemy.create_engine(
-        postgres.url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 5}
-    )
-    with engine.connect() as connection:
-        return connection.execute(sqlalchemy.text(query)).all()

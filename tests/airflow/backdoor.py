@@ -6,22 +6,15 @@ All that follows from it is Airflow's own doing.
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dev.processes import wait_until
 
 if TYPE_CHECKING:
     from dev.airflow import TaskInstance
-    from tests.airflow.conftest import Run, Stage
+    from tests.airflow.conftest import Run
 
-__all__ = ["execute", "let_be_given_up"]
-
-
-def execute(stage: Stage, statement: str, *parameters: Any) -> None:
-    """Execute a statement in Airflow's database."""
-    with contextlib.closing(stage.postgres.connect()) as connection, connection:
-        connection.cursor().execute(statement, parameters)
+__all__ = ["let_be_given_up"]
 
 
 def let_be_given_up(run: Run, ti: TaskInstance) -> None:
@@ -29,7 +22,7 @@ def let_be_given_up(run: Run, ti: TaskInstance) -> None:
     too_old = "UPDATE task_instance SET last_heartbeat_at = now() - interval '1 hour' WHERE id = %s"
 
     def given_up() -> bool:
-        execute(run.stage, too_old, ti.id)  # again, because a heartbeat may still have been on its way
+        run.stage.postgres.query(too_old, ti.id)  # again, because a heartbeat may still have been on its way
         return run.ti.try_number > ti.try_number
 
     wait_until(given_up, 60, f"the try after the {ti.try_number}. of {run.dag}", interval=0.5)

@@ -362,10 +362,13 @@ class TestOutage:
         with pytest.raises(AirflowTaskTimeout, match="no job is known"):
             second.fail("Trigger timeout")
 
-    def test_is_ended_by_the_backstop_before_the_deadline(self, died: TaskInstance, service: Service) -> None:
+    @pytest.mark.parametrize("timeout", [None, 2 * HOUR])
+    def test_is_ended_by_the_backstop_before_the_deadline(
+        self, died: TaskInstance, service: Service, timeout: datetime.timedelta | None
+    ) -> None:
         service.unreachable = True
-        second = died.begin(execution_timeout=2 * HOUR)
-        second.execute()
+        second = died.begin(execution_timeout=timeout)
+        assert waits(second.execute())
         with pytest.raises(AirflowException, match="OutageTooLong: no job is known: no word for 3600 s"):
             second.fail("Trigger timeout")
 
@@ -392,6 +395,39 @@ class TestOutage:
             patch.setattr(MemoryHook, "find", pass_by)
             assert died.begin(deferrable=False, poll_interval=0.01).execute() == "job-1"
         assert service.submissions == 1
+
+    def test_on_the_worker_a_sending_that_fails_is_not_repeated_at_once(
+        self, instance: TaskInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether there is a job can be told, and nothing can be sent: the trigger would be told each time."""
+        sent = []
+
+        async def submit(self: MemoryHook, job: Any, submission: Submission) -> JobRef:
+            sent.append(submission.token)
+            raise ClusterUnreachable("POST answered 503")
+
+        monkeypatch.setattr(MemoryHook, "submit", submit)
+        with pytest.raises(AirflowException):
+            instance.begin(deferrable=False, outage_timeout=2).execute()
+        assert 2 <= len(sent) < 10
+        assert len(set(sent)) == 1
+
+    def test_on_the_worker_a_server_that_asks_to_be_left_alone_is(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service.die_before_submit = True
+        with pytest.raises(Died):
+            instance.begin(deferrable=False).execute()
+        prepared = []
+
+        async def prepare(self: MemoryHook, job: Any, submission: Submission) -> Submission:
+            prepared.append(submission)
+            raise ClusterUnreachable("the leader is away", retry_after=60)
+
+        monkeypatch.setattr(MemoryHook, "prepare", prepare)
+        with pytest.raises(AirflowException):
+            instance.begin(deferrable=False, outage_timeout=2).execute()
+        assert len(prepared) <= 3
 
     def test_on_the_worker_a_stop_ends_it(self, died: TaskInstance, service: Service) -> None:
         service.unreachable = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.observability import stats
 
+from dev.processes import wait_until_async
 from durable_spark import _metrics
 from durable_spark.jobs import AuthenticationFailed, ClusterUnreachable, JobRef, JobState, JobStatus
 from durable_spark.triggers import feed as feed_module
@@ -321,6 +323,20 @@ class TestMetrics:
             ("durable_spark.followed_jobs", "{'conn_id': 'here', 'hostname': 'host.example'}"),
             ("durable_spark.followed_jobs.host__example.here", "None"),
         }
+
+    async def test_one_gauge_for_the_two_feeds_of_a_connection_that_was_edited(
+        self, hook: type[PolledHook], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: dict[str, int] = {}
+        monkeypatch.setattr(_metrics, "followed_jobs", lambda number, *, conn_id: told.update({conn_id: number}))
+        hook.states = {"job": JobState.RUNNING, "other": JobState.RUNNING}
+        keys = (KEY, dataclasses.replace(KEY, cluster=PolledHook.names))
+        first, second = (
+            join(key, JobRef(job), make_hook=lambda: hook("here"), interval=INTERVAL, gauged=True)
+            for key, job in zip(keys, hook.states, strict=True)
+        )
+        async with first, second:
+            await wait_until_async(lambda: asyncio.sleep(0, told.get("here") == 2), 5, "the sum of both")
 
     async def test_no_metric_ends_a_feed(self, hook: type[PolledHook], monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: Any, **__: Any) -> None:

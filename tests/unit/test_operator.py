@@ -8,9 +8,11 @@ import datetime
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -25,6 +27,8 @@ from durable_spark.jobs import (
     ClusterUnreachable,
     JobRef,
     JobState,
+    JobStatus,
+    Link,
     Record,
     RequestRefused,
     Submission,
@@ -135,6 +139,22 @@ class TestFirstTry:
         instance.store["k8s_driver_status"] = "Succeeded"
         instance.begin().execute()
         assert "k8s_driver_status" not in instance.store
+
+
+def test_each_task_instance_pushes_its_own_links() -> None:
+    """``dag.test()`` runs them in one process, with copies of one operator."""
+    with DAG("dag", schedule=None):
+        operator = DurableJobOperator(task_id="task", hook=MemoryHook, conn_id="memory")
+
+    def pushed(copy: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        copy._record = SimpleNamespace(job=JobRef("job-1"))
+        copy._status = JobStatus(job=JobRef("job-1"), state=JobState.RUNNING, links={Link.JOB: "http://master"})
+        copy._push_job({"ti": SimpleNamespace(xcom_push=lambda key, value: values.update({key: value}))})
+        return values
+
+    one, two = operator.prepare_for_execution(), operator.prepare_for_execution()
+    assert pushed(one) == pushed(two) != {}
 
 
 class TestRetry:
@@ -1035,6 +1055,24 @@ class TestKilledByUs:
             first.complete(event(instance, "timeout"))
         service.jobs["job-1"] = Job("", "", JobState.ABSENT)
         assert job_of(instance.begin().execute()) == "job-2"
+
+    def test_a_kill_that_never_arrived_does_not_make_a_loss_a_kill(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.0)
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        service.unreachable = True
+        with pytest.raises(AirflowTaskTimeout):
+            first.complete(event(instance, "timeout"))
+        assert service.kills == []
+        assert instance.store["durable_spark"]["killing"], "it may have arrived"
+        service.unreachable = False
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-1"
+        del service.jobs["job-1"]
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            second.complete(event(instance, "lost"))
 
     @pytest.mark.parametrize("answers", [[True, False], [False, True]])
     def test_one_answer_is_enough(self, instance: TaskInstance, service: Service, answers: list[bool]) -> None:

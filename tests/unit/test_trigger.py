@@ -494,6 +494,11 @@ class TestWaitingForWord:
             await asyncio.wait_for(event(trigger(SubmissionTrigger)), 5)
         assert asked[1] >= 0.5
 
+    async def test_a_pause_ends_with_the_waiting(self, service: Service) -> None:
+        service.find_error = ClusterUnreachable("busy", retry_after=600)
+        waiting = event(trigger(SubmissionTrigger, deadline=time.time() + 0.5, interval=None))
+        assert (await asyncio.wait_for(waiting, 10)).kind == "told"
+
     async def test_does_not_hurry_when_the_clock_is_set_forward(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -518,6 +523,55 @@ class TestWaitingForWord:
         airflow["state"] = "failed"
         await trigger(SubmissionTrigger, job=JobRef("the job of a token"), kill=kill).on_kill()
         assert (service.kills, service.releases) == (kills, ["job-1", "job-2"])
+
+    async def test_on_kill_of_what_cannot_be_told_yet(
+        self, service: Service, airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        airflow["state"] = "failed"
+        find = tries.MemoryHook.find
+
+        async def not_yet(self: tries.MemoryHook, submission: Submission) -> Any:
+            monkeypatch.setattr(tries.MemoryHook, "find", find)
+            raise SubmissionUncertain("a driver is still queued", permanent=False)
+
+        monkeypatch.setattr(tries.MemoryHook, "find", not_yet)
+        await trigger(SubmissionTrigger).on_kill()
+        assert service.kills == ["job-1"]
+
+    @pytest.mark.parametrize(
+        ("errors", "kills"),
+        [
+            ({"job-1": [RequestRefused("it is another user's, who has copied our labels")]}, ["job-2"]),
+            (
+                {
+                    "job-1": [ClusterUnreachable("failing over")],
+                    "job-2": [RequestRefused("no"), RequestRefused("no")],
+                },
+                ["job-1"],
+            ),
+        ],
+    )
+    async def test_on_kill_one_that_is_refused_does_not_spare_the_other(
+        self,
+        service: Service,
+        airflow: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+        errors: dict[str, list[Exception]],
+        kills: list[str],
+    ) -> None:
+        """Nor does it keep that from a second kill, if it did not answer the first."""
+        service.add(TOKEN)
+        airflow["state"] = "failed"
+        kill, left = tries.MemoryHook.kill, {job: list(each) for job, each in errors.items()}
+
+        async def fail(self: tries.MemoryHook, job: JobRef) -> None:
+            if left.get(job.id):
+                raise left[job.id].pop()
+            await kill(self, job)
+
+        monkeypatch.setattr(tries.MemoryHook, "kill", fail)
+        await trigger(SubmissionTrigger).on_kill()
+        assert service.kills == kills
 
     async def test_on_kill_of_nothing(self, service: Service, airflow: dict[str, Any]) -> None:
         service.jobs.clear()
@@ -559,6 +613,21 @@ class TestOnKill:
         await asyncio.gather(*trigger_module._letting_go)
         assert service.kills == ["job-1"]
         assert not trigger_module._letting_go
+
+    async def test_a_task_that_was_cleared_meanwhile_keeps_its_job(
+        self, service: Service, airflow: dict[str, Any]
+    ) -> None:
+        airflow["state"] = "failed"
+
+        def cleared_meanwhile() -> None:
+            airflow["state"] = "deferred"  # with on_clear="reconnect": a new try follows the job on
+            service.before_kill = None
+            raise ClusterUnreachable("failing over")
+
+        service.before_kill = cleared_meanwhile
+        await trigger().on_kill()
+        assert service.before_kill is None, "it was tried once"
+        assert service.kills == []
 
     async def test_kills_nothing_when_airflow_does_not_answer(
         self, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
