@@ -237,17 +237,6 @@ class Airflow(Startable):
             self._guard.wait(30)
             self._guard = None
 
-    def revive(self) -> None:
-        """Start what has died by itself, as a service manager would; return when all of it is healthy."""
-
-        def healthy() -> bool:
-            for server in self.servers:
-                if not server.alive:  # or again, for want of another one
-                    server.start()
-            return self._healthy()
-
-        wait_until(healthy, 120, "a healthy Airflow", interval=0.5)
-
     def kill_triggerer(self, number: int = 0) -> None:
         """Kill -9 a triggerer, with the child process in which its triggers run."""
         self.triggerers[number].kill()
@@ -262,11 +251,13 @@ class Airflow(Startable):
         """Start a killed triggerer again. It takes over what is its own after the health threshold."""
         self.triggerers[number].start()
 
-    def command(self, *arguments: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *arguments: str, timeout: float = 120, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run an ``airflow`` command in this Airflow's environment, with more variables, and return how it ended."""
         return subprocess.run(
             [sys.executable, "-m", "airflow", *arguments],
-            env={**self.env, **env},
+            env={**self.env, **(env or {})},
             cwd=self.home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -275,9 +266,9 @@ class Airflow(Startable):
             check=False,
         )
 
-    def airflow(self, *arguments: str) -> str:
+    def airflow(self, *arguments: str, timeout: float = 120) -> str:
         """Run an ``airflow`` command that is to succeed, and return what it prints."""
-        done = self.command(*arguments)
+        done = self.command(*arguments, timeout=timeout)
         if done.returncode:
             said = (done.stdout + done.stderr)[-4000:]
             raise RuntimeError(f"airflow {' '.join(arguments)} ended with {done.returncode}\n{said}")
@@ -537,10 +528,6 @@ class Airflow(Startable):
     def delete_run(self, dag: str, run: str) -> None:
         """Delete a run."""
         self.api("DELETE", f"/dags/{quote(dag, safe='')}/dagRuns/{quote(run, safe='')}")
-
-    def delete_task(self, dag: str, run: str, task: str) -> None:
-        """Delete a task instance."""
-        self.api("DELETE", self._of(dag, run, task))
 
     # --- the processes of a task
 

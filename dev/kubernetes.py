@@ -90,6 +90,8 @@ class CreatedPod:
     uid: str
     user: str
     """Who created it."""
+    entry: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
+    """Of the audit log."""
 
 
 class KubernetesCluster(Startable):
@@ -299,7 +301,7 @@ class KubernetesCluster(Startable):
             if is_pod and entry["responseStatus"]["code"] == 201 and "dryRun=" not in entry["requestURI"]:
                 metadata = entry["responseObject"]["metadata"]
                 user = entry["user"]["username"]
-                self._created.append(CreatedPod(metadata["name"], metadata["namespace"], metadata["uid"], user))
+                self._created.append(CreatedPod(metadata["name"], metadata["namespace"], metadata["uid"], user, entry))
 
     def created_pods(self) -> list[CreatedPod]:
         """

@@ -84,10 +84,11 @@ class Postgres(Startable):
         where = {"host": "127.0.0.1", "port": self.port, "user": "airflow", "dbname": "postgres"}
         return psycopg2.connect(**where, connect_timeout=5)
 
-    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    def query(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """
         Execute a statement over a connection of its own, and return the rows of its answer.
 
+        :param parameters: the values for ``%(name)s`` in it.
         :raises psycopg2.OperationalError: when the server does not answer.
         """
         with contextlib.closing(self.connect()) as connection, connection, connection.cursor() as cursor:

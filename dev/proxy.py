@@ -19,7 +19,6 @@ import dataclasses
 import re
 import ssl
 import threading
-import time
 from collections.abc import Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -45,8 +44,6 @@ class Request(NamedTuple):
     """With the query."""
     body: str
     headers: Mapping[str, str]
-    at: float
-    """When it came, by ``time.monotonic()``."""
 
 
 class _Pattern:
@@ -319,8 +316,7 @@ class Proxy:
 
     async def _handle(self, incoming: web.Request) -> web.StreamResponse:
         content = await incoming.read()
-        text = content.decode(errors="replace")
-        request = Request(incoming.method, incoming.path_qs, text, incoming.headers, time.monotonic())
+        request = Request(incoming.method, incoming.path_qs, content.decode(errors="replace"), incoming.headers)
         self.requests.append(request)
         hold = next((hold for hold in self._holds if hold._takes(request)), None)
         if hold and not hold.after and not await hold._decision(request):

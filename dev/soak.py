@@ -196,11 +196,8 @@ class Soak:
 
     def _pods(self) -> Iterator[Job]:
         now = {pod["metadata"]["uid"]: pod for pod in self.parts.kubernetes.pods()}
-        for entry in self.parts.kubernetes.audit():
-            created = entry["verb"] == "create" and entry["responseStatus"]["code"] == 201
-            if not created or entry["objectRef"]["resource"] != "pods" or "subresource" in entry["objectRef"]:
-                continue
-            metadata = entry["responseObject"]["metadata"]
+        for created in self.parts.kubernetes.created_pods():
+            metadata = created.entry["responseObject"]["metadata"]
             labels = metadata.get("labels", {})
             if "soak" not in labels:
                 continue  # an executor

@@ -397,8 +397,8 @@ class Chaos:
         """Return which task of which run it is, or its ID when the database does not answer."""
         name = "concat_ws(' ', run_id, task_id, nullif(map_index, -1), 'try', try_number)"
         with contextlib.suppress(psycopg2.OperationalError):
-            query = f"select {name} from task_instance where cast(id as text) = %s"
-            for (found,) in self.parts.postgres.query(query, task.ti_id):
+            query = f"select {name} from task_instance where cast(id as text) = %(id)s"
+            for (found,) in self.parts.postgres.query(query, id=task.ti_id):
                 return str(found)
         return task.ti_id
 

@@ -19,10 +19,10 @@ __all__ = ["let_be_given_up"]
 
 def let_be_given_up(run: Run, ti: TaskInstance) -> None:
     """Make the last heartbeat of a try so old that Airflow gives it up; return when the next one has begun."""
-    too_old = "UPDATE task_instance SET last_heartbeat_at = now() - interval '1 hour' WHERE id = %s"
+    too_old = "UPDATE task_instance SET last_heartbeat_at = now() - interval '1 hour' WHERE id = %(id)s"
 
     def given_up() -> bool:
-        run.stage.postgres.query(too_old, ti.id)  # again, because a heartbeat may still have been on its way
+        run.stage.postgres.query(too_old, id=ti.id)  # again, because a heartbeat may still have been on its way
         return run.ti.try_number > ti.try_number
 
     wait_until(given_up, 60, f"the try after the {ti.try_number}. of {run.dag}", interval=0.5)

@@ -33,11 +33,17 @@ from tests.conftest import or_none
 
 if TYPE_CHECKING:
     from dev.kubernetes import CreatedPod, KubernetesCluster
+    from dev.proxy import Hold
     from dev.spark import Driver, StandaloneCluster
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SUBMIT_DAG = Path(__file__).with_name("submit_dag.py")
 ENDED = {"success", "failed"}
+LAST_LOOK = r"/execution/task-instances/states"
+"""
+What a task asks last before it defers. The deferral itself cannot be held back for this purpose: it is sent by the
+supervisor, which sends it again when the task's process is long dead.
+"""
 
 
 @dataclasses.dataclass
@@ -80,6 +86,24 @@ class Stage:
             if error.status != 409:
                 raise
             self.airflow.api("PATCH", f"/connections/{conn_id}", body)
+
+    def about_to_defer(self, dag: str) -> contextlib.AbstractContextManager[Hold]:
+        """
+        Hold back what a Dag's task asks last before it defers.
+
+        :param dag: a regular expression.
+        """
+        return self.execution_api.holding("GET", rf"{LAST_LOOK}.*dag_id={dag}&")
+
+    @contextlib.contextmanager
+    def killed_before_it_defers(self, run: Callable[..., Run], dag: str, **options: str) -> Iterator[Run]:
+        """Trigger a run whose task is about to defer; at the end of the block the task's process is killed."""
+        with self.about_to_defer(dag) as held:
+            job = run(dag, **options)
+            held.wait()
+            yield job
+            job.kill()
+            held.drop()
 
     @contextlib.contextmanager
     def without_triggerers(self) -> Iterator[None]:
@@ -195,6 +219,23 @@ class Run:
         pod = self.wait_for_pod("Running")
         self.wait_until_followed()
         return pod
+
+    def wait_for_end(self, *, deadline: float = 180) -> str:
+        """
+        Wait until the whole run has ended; return its state.
+
+        A scheduler that is about to end a run may overwrite what a clear has just made of it: the tasks wait for ever
+        then.
+        """
+
+        def ended() -> str | None:
+            state = self.stage.airflow.api("GET", f"/dags/{self.dag}/dagRuns/{self.id}")["state"]
+            return str(state) if state in ENDED else None
+
+        try:
+            return wait_until(ended, deadline, f"the run of {self.dag} to end", interval=0.5)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def store(self) -> dict[str, Any]:
         return self.stage.airflow.store(*self.key)

@@ -36,15 +36,11 @@ def now() -> datetime:
 
 def lives_of(run: Run) -> list[Life]:
     """Return the lives of all pods of the run's task, the oldest first."""
-    created: dict[str, datetime] = {}
     deletions: dict[str, list[dict[str, Any]]] = {}
     for entry in run.stage.pod_cluster.audit():
         reference, answer = entry["objectRef"], entry["responseStatus"]["code"]
-        if reference["resource"] != "pods" or "subresource" in reference:
-            continue
-        if entry["verb"] == "create" and answer == 201:
-            created[entry["responseObject"]["metadata"]["uid"]] = _time(entry["requestReceivedTimestamp"])
-        elif entry["verb"] == "delete" and answer == 200:
+        is_pod = reference["resource"] == "pods" and "subresource" not in reference
+        if is_pod and entry["verb"] == "delete" and answer == 200:
             deletions.setdefault(reference["name"], []).append(entry)
     lives = []
     for pod in run.pods():
@@ -55,7 +51,8 @@ def lives_of(run: Run) -> list[Life]:
             if each["user"]["username"] == KubernetesCluster.submitter
         ]
         removed = _time(asked[-1]["stageTimestamp"]) if asked else None
-        lives.append(Life(pod, created[pod.uid], min(by_hook, default=None), _end(run, pod, removed)))
+        created = _time(pod.entry["requestReceivedTimestamp"])
+        lives.append(Life(pod, created, min(by_hook, default=None), _end(run, pod, removed)))
     return lives
 
 

@@ -28,11 +28,10 @@ from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
 from dev.redis import Redis
-from tests.airflow.backdoor import execute, let_be_given_up
-from tests.airflow.conftest import ENDED, Run, Stage, runs_of, told
+from tests.airflow.backdoor import let_be_given_up
+from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage, runs_of, told
 from tests.airflow.gates import open_gate
 from tests.airflow.test_late_workers import FORGOTTEN
-from tests.airflow.test_retry import LAST_LOOK
 from tests.airflow.together import Together, together
 
 if TYPE_CHECKING:
@@ -113,19 +112,15 @@ def run(stage: CeleryStage) -> Iterator[Callable[..., Run]]:
 @together
 def test_the_runner_is_killed(stage: Stage, run: Callable[..., Run]) -> None:
     """The process that runs the task's code dies: the pool's process, its supervisor, tells Airflow, and lives."""
-    with stage.execution_api.holding("GET", LAST_LOOK + r".*dag_id=celery_runner&") as held:
-        job = run("celery_runner")
-        held.wait()
+    with stage.killed_before_it_defers(run, "celery_runner") as job:
         pod = job.wait_for_pod("Running")
-        job.kill()
-        held.drop()
     assert_followed_on(job, pod)
 
 
 @together
 def test_the_process_of_the_pool_is_killed(stage: Stage, run: Callable[..., Run]) -> None:
     """Celery tells of it at once, so that the retry begins beside the orphan; which kills nothing and ends."""
-    with stage.execution_api.holding("GET", LAST_LOOK + r".*dag_id=celery_pool&") as held:
+    with stage.about_to_defer("celery_pool") as held:
         job = run("celery_pool")
         held.wait()
         pod = job.wait_for_pod("Running")
@@ -226,7 +221,7 @@ def test_workers_and_messages_are_lost_and_messages_come_twice(
     resumed.wait("deferred")
     resumed.wait_for_pod("Running")
     resumed.wait_until_followed()
-    with stage.execution_api.holding("GET", LAST_LOOK + rf".*dag_id=({'|'.join(cases)})&") as held:
+    with stage.about_to_defer(f"({'|'.join(cases)})") as held:
         active, succeeded, failed = jobs = [run(dag) for dag in cases]
         first = [job.wait_for_pod("Running") for job in jobs]
         tries = [job.ti for job in jobs]
@@ -248,7 +243,8 @@ def test_workers_and_messages_are_lost_and_messages_come_twice(
     broker.start()
     assert queued(broker) == 0
     for job in every:
-        execute(stage, "UPDATE task_instance SET queued_dttm = now() - interval '1 hour' WHERE id = %s", job.ti.id)
+        long_ago = "UPDATE task_instance SET queued_dttm = now() - interval '1 hour' WHERE id = %(id)s"
+        stage.postgres.query(long_ago, id=job.ti.id)
     wait_until(lambda: queued(broker) == len(every), 60, "all to be sent again", interval=0.2)
     deliver_twice(broker)
     for worker in stage.airflow.workers:

@@ -7,17 +7,15 @@ told to run is in the API server's audit log.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.shell_pods import shell_pods, wait_for_end
-from tests.airflow.test_retry import LAST_LOOK
+from tests.airflow.small_jobs import shell_pods
 from tests.airflow.together import together
 
 GATE = "{{ run_id }}"
@@ -25,7 +23,7 @@ FILE = """
 from airflow.sdk import DAG
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.shell_pods import shell_pod
+from tests.airflow.small_jobs import shell_pod
 
 with DAG({dag!r}, schedule=None):
     SparkJobOperator(task_id={task!r}, **shell_pod(**{arguments!r}))
@@ -50,22 +48,11 @@ def broken_files(stage: Stage) -> set[str]:
     return {Path(error["filename"]).name for error in stage.airflow.api("GET", "/importErrors")["import_errors"]}
 
 
-@contextlib.contextmanager
-def killed_while_its_job_runs(stage: Stage, run: Callable[..., Run], dag: str) -> Iterator[Run]:
-    """Trigger a run; its worker, about to defer, is killed when the block has ended."""
-    with stage.execution_api.holding("GET", rf"{LAST_LOOK}.*dag_id={dag}&") as held:
-        job = run(dag)
-        held.wait(90)
-        job.wait_for_pod("Running")
-        yield job
-        job.kill()
-        held.drop()
-
-
 @together
 def test_a_retry_follows_the_old_job_on_and_the_next_gets_the_new(stage: Stage, run: Callable[..., Run]) -> None:
     write(stage, "code_changed", application_args=["old", GATE, "3"])
-    with killed_while_its_job_runs(stage, run, "code_changed") as job:
+    with stage.killed_before_it_defers(run, "code_changed") as job:
+        job.wait_for_pod("Running")
         write(stage, "code_changed", application="local:///other.py", application_args=["new", "0", "0"])
     job.wait("deferred", try_number=2)
     (pod,) = shell_pods(job)
@@ -88,7 +75,8 @@ def test_a_retry_follows_the_old_job_on_and_the_next_gets_the_new(stage: Stage, 
 def test_arguments_that_are_wrong_by_now_do_no_harm_to_the_old_job(stage: Stage, run: Callable[..., Run]) -> None:
     """Before they are mended they harm the next one alone, which is not submitted, and not tried again."""
     write(stage, "code_wrong", application_args=["old", GATE, "0"])
-    with killed_while_its_job_runs(stage, run, "code_wrong") as job:
+    with stage.killed_before_it_defers(run, "code_wrong") as job:
+        job.wait_for_pod("Running")
         write(stage, "code_wrong", application="", application_args=["new", GATE, "0"])
     job.wait("deferred", try_number=2)
     (pod,) = shell_pods(job)
@@ -97,10 +85,10 @@ def test_arguments_that_are_wrong_by_now_do_no_harm_to_the_old_job(stage: Stage,
     ended = job.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 2), job.logs()
     assert job.xcoms()["return_value"] == pod.job_id
-    wait_for_end(job)  # one that is cleared in that very moment would be left alone by Airflow
+    job.wait_for_end()  # one that is cleared in that very moment would be left alone by Airflow
     stage.airflow.clear(job.dag, job.id, ["job"])
     job.wait("failed", try_number=3)
-    wait_for_end(job)
+    job.wait_for_end()
     assert "BadArguments: application: name the jar or the .py file to run" in job.logs()
     assert shell_pods(job) == [pod]
     write(stage, "code_wrong", application_args=["mended", GATE, "0"])
@@ -113,7 +101,8 @@ def test_arguments_that_are_wrong_by_now_do_no_harm_to_the_old_job(stage: Stage,
 def test_a_file_that_is_broken_for_a_while_costs_no_job(stage: Stage, run: Callable[..., Run]) -> None:
     """Neither the retry comes before it is mended, nor is the deferred task resumed by a worker that cannot read it."""
     write(stage, "code_broken", application_args=["old", GATE, "0"])
-    with killed_while_its_job_runs(stage, run, "code_broken") as job:
+    with stage.killed_before_it_defers(run, "code_broken") as job:
+        job.wait_for_pod("Running")
         put(stage, "code_broken", BROKEN)
     wait_until(lambda: "code_broken.py" in broken_files(stage), 60, "the file to be found broken", interval=1)
     job.wait("up_for_retry", "up_for_reschedule")
@@ -135,8 +124,8 @@ def test_a_file_that_is_broken_for_a_while_costs_no_job(stage: Stage, run: Calla
 def test_arguments_that_differ_on_each_try_make_no_double(stage: Stage, run: Callable[..., Run]) -> None:
     """The file is edited once more while the task is deferred: it resumes with the new code, and the old job's end."""
     write(stage, "code_template", application_args=["{{ ti.try_number }}", GATE, "0"])
-    with killed_while_its_job_runs(stage, run, "code_template") as job:
-        pass
+    with stage.killed_before_it_defers(run, "code_template") as job:
+        job.wait_for_pod("Running")
     job.wait("deferred", try_number=2)
     assert "The arguments of this task have changed" in job.log(2)
     write(stage, "code_template", application_args=["new", GATE, "0"])

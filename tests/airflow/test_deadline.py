@@ -22,7 +22,6 @@ from tests.airflow.test_person import (
     killed_before_it_defers,
     on_other,
     runs_anew,
-    wait_for_end_of_run,
     wait_for_kill,
 )
 from tests.airflow.together import together
@@ -101,7 +100,7 @@ def test_a_job_that_ends_in_the_same_second(stage: Stage, run: Callable[..., Run
 @together
 def test_kept_if_so_asked_and_cleared(stage: Stage, run: Callable[..., Run]) -> None:
     job = run("time_kept")
-    wait_for_end_of_run(job, "failed")
+    assert job.wait_for_end() == "failed"
     (old,) = job.pods()
     assert f"spark:{old.name} was left running, as on_timeout='keep' asks" in job.logs()
     is_there_to_be_seen(job)
@@ -150,7 +149,7 @@ def is_there_to_be_seen(job: Run) -> None:
 @together
 def test_no_retry_and_a_clear_that_follows_the_job_on(stage: Stage, run: Callable[..., Run]) -> None:
     job = killed_before_it_defers(stage, run, "last_killed")
-    wait_for_end_of_run(job, "failed")
+    assert job.wait_for_end() == "failed"
     is_there_to_be_seen(job)
     assert job.log().count(NO_RETRY) == 1
     clear(job)
@@ -167,13 +166,13 @@ def test_the_last_try_gives_up_and_a_clear_finds_the_cluster_away(stage: Stage, 
     old = job.wait_for_followed_pod()
     away = r"/pods(\?|/last-away-job-)"
     with stage.kubernetes_api.failing(503, method="GET", path=away):
-        wait_for_end_of_run(job, "failed")
+        assert job.wait_for_end() == "failed"
         assert job.ti.try_number == 2
         assert "OutageTooLong" in job.logs()
         assert f"spark:{old.name} may still run, and no try is left. The way out: clear the task" in job.logs()
         is_there_to_be_seen(job)
         clear(job)
-        wait_for_end_of_run(job, "failed")
+        assert job.wait_for_end() == "failed"
         assert job.ti.try_number == 4
         assert re.search(
             f"the old job spark:{old.name} was not seen dead within 8 s .*nothing was submitted", job.logs()

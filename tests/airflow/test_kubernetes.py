@@ -13,7 +13,6 @@ import pytest
 
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
-from tests.airflow.test_retry import LAST_LOOK
 from tests.airflow.together import together
 
 STORE = r"/execution/store/"
@@ -24,12 +23,8 @@ STORE = r"/execution/store/"
 
 @together
 def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK + r".*dag_id=pod_active&") as held:
-        job = run("pod_active", seconds="40")
-        held.wait()
+    with stage.killed_before_it_defers(run, "pod_active", seconds="40") as job:
         pod = job.wait_for_pod("Running")
-        job.kill()
-        held.drop()
     job.wait("deferred", try_number=2)
     assert job.wait(*ENDED).state == "success"
     assert job.pods() == [pod]
@@ -39,12 +34,8 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
 
 @together
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK + r".*dag_id=pod_succeeded&") as held:
-        job = run("pod_succeeded", seconds="1")
-        held.wait()
+    with stage.killed_before_it_defers(run, "pod_succeeded", seconds="1") as job:
         stage.airflow.pause("pod_succeeded")
-        job.kill()
-        held.drop()
     pod = job.wait_for_pod("Succeeded")
     stage.airflow.unpause("pod_succeeded")
     ended = job.wait(*ENDED)
@@ -56,12 +47,8 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
 
 @together
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK + r".*dag_id=pod_failed&") as held:
-        job = run("pod_failed", seconds="1", exit_code="3")
-        held.wait()
+    with stage.killed_before_it_defers(run, "pod_failed", seconds="1", exit_code="3") as job:
         stage.airflow.pause("pod_failed")
-        job.kill()
-        held.drop()
     first = job.wait_for_pod("Failed")
     stage.airflow.unpause("pod_failed")
     assert job.wait(*ENDED, deadline=120).state == "failed"

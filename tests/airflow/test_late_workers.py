@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from dev.processes import wait_until
 from tests.airflow.backdoor import let_be_given_up
-from tests.airflow.conftest import ENDED, Run, Stage
+from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.test_retry import LAST_LOOK
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -166,8 +165,7 @@ def test_before_it_sends_and_the_task_is_cleared(stage: Stage, run: Callable[...
     late = cut_off(run("late_cleared"), "DELETE", "/store/.*{ti}/" + FORGOTTEN, answered=True)
     job = late.run
     stage.airflow.set_state(*job.key, "failed")
-    its_run = f"/dags/{job.dag}/dagRuns/{job.id}"
-    wait_until(lambda: stage.airflow.api("GET", its_run)["state"] == "failed", 60, "the run to fail", interval=0.2)
+    assert job.wait_for_end() == "failed"
     stage.airflow.clear(job.dag, job.id, ["job"])
     job.wait("deferred", try_number=2)
     job.wait_until_followed()

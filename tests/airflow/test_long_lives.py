@@ -6,7 +6,6 @@ A job cannot run for a month here. Instead what the database has of it is made o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
@@ -16,7 +15,6 @@ from dev.airflow import ApiError
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.test_retry import LAST_LOOK
 from tests.airflow.together import together
 
 AGE = timedelta(days=40)
@@ -37,20 +35,17 @@ SAFE = ("callback", "deadline", "job", "log", "task_instance_history", "task_res
 
 def age(job: Run, *tables: str) -> None:
     """Make what these tables have of a run older."""
-    with contextlib.closing(job.stage.postgres.connect()) as connection, connection, connection.cursor() as cursor:
-        for table in tables:
-            for column in TIMES[table]:
-                sql = f"UPDATE {table} SET {column} = {column} - %s WHERE dag_id = %s AND run_id = %s"
-                cursor.execute(sql, (AGE, job.dag, job.id))
+    for table in tables:
+        older = ", ".join(f"{column} = {column} - %(age)s" for column in TIMES[table])
+        sql = f"UPDATE {table} SET {older} WHERE dag_id = %(dag)s AND run_id = %(run)s"
+        job.stage.postgres.query(sql, age=AGE, dag=job.dag, run=job.id)
 
 
 def age_trigger(job: Run) -> None:
     """Make the trigger of a deferred task older."""
-    with contextlib.closing(job.stage.postgres.connect()) as connection, connection, connection.cursor() as cursor:
-        ours = "SELECT trigger_id FROM task_instance WHERE dag_id = %s AND run_id = %s"
-        sql = f"UPDATE trigger SET created_date = created_date - %s WHERE id IN ({ours})"
-        cursor.execute(sql, (AGE, job.dag, job.id))
-        assert cursor.rowcount == 1
+    ours = "SELECT trigger_id FROM task_instance WHERE dag_id = %(dag)s AND run_id = %(run)s"
+    sql = f"UPDATE trigger SET created_date = created_date - %(age)s WHERE id IN ({ours}) RETURNING id"
+    assert len(job.stage.postgres.query(sql, age=AGE, dag=job.dag, run=job.id)) == 1
 
 
 def clean_store(job: Run, *options: str) -> str:
@@ -81,9 +76,7 @@ def is_gone(job: Run) -> bool:
 
 @together
 def test_a_record_expires_only_when_its_job_has_ended(stage: Stage, run: Callable[..., Run]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK + r".*dag_id=long_retry&") as held:
-        job = run("long_retry")
-        held.wait(120)
+    with stage.killed_before_it_defers(run, "long_retry") as job:
         pod = job.wait_for_pod("Running")
         age(job, "task_state_store")
         kept = job.store()
@@ -94,8 +87,6 @@ def test_a_record_expires_only_when_its_job_has_ended(stage: Stage, run: Callabl
             assert (f"key {key!r}" in listed) == (key not in LIVE)
         clean_store(job)
         assert job.store() == {key: kept[key] for key in LIVE}
-        job.kill()
-        held.drop()
     job.wait("deferred", try_number=2)
     assert "Reconnecting to existing job" in job.log(2)
     open_gate(job)

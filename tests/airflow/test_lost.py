@@ -20,7 +20,6 @@ from dev.processes import wait_until
 from durable_spark.triggers.job import NOTE_XCOM_KEY
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.test_retry import LAST_LOOK
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -87,13 +86,9 @@ def forget(yarn: YarnCluster, ids: list[str]) -> None:
 @together
 def test_found_lost_by_a_retry(stage: Stage, run: Callable[..., Run], dag: str) -> None:
     """Its worker died before it deferred, and the pod was deleted before the retry looked."""
-    with stage.execution_api.holding("GET", LAST_LOOK + rf".*dag_id={dag}&") as held:
-        job = run(dag)
-        held.wait(90)
+    with stage.killed_before_it_defers(run, dag) as job:
         stage.airflow.pause(dag)
         first = job.wait_for_pod("Running")
-        job.kill()
-        held.drop()
     stage.pod_cluster.delete_pod(first.name, 0)
     stage.airflow.unpause(dag)
     if dag == "lost_retry":

@@ -18,10 +18,9 @@ import pytest
 from dev.airflow import ApiError, TaskInstance
 from dev.processes import wait_until
 from durable_spark.jobs import owner_of
-from tests.airflow.conftest import ENDED, Run, Stage
+from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.shell_pods import ShellPod, shell_pods
-from tests.airflow.test_retry import LAST_LOOK
+from tests.airflow.small_jobs import ShellPod, shell_pods
 from tests.airflow.together import from_the_start, together
 
 

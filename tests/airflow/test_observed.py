@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.test_person import about_to_defer, killed_before_it_defers
+from tests.airflow.test_person import killed_before_it_defers
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -23,17 +21,8 @@ NAMED = {"AIRFLOW__DURABLE_SPARK__DEPLOYMENT": "observed"}
 
 def orphans(stage: Stage, *options: str) -> tuple[list[dict[str, Any]], str]:
     """Run the command on the connection ``kubernetes``; return its list, and what else it said."""
-    command = [sys.executable, "-m", "airflow", "durable-spark", "orphans", "kubernetes", "-o", "json", *options]
-    done = subprocess.run(
-        command,
-        env={**stage.airflow.env, **NAMED},
-        cwd=stage.airflow.home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = ("durable-spark", "orphans", "kubernetes", "-o", "json", *options)
+    done = stage.airflow.command(*command, env=NAMED)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -75,11 +64,8 @@ def test_what_became_of_a_killed_worker_is_counted_and_told(stage: Stage, run: C
         sent = [line for line in list(stage.metrics) if line.startswith(f"airflow.durable_spark.{name},")]
         return [line.partition(":")[2] for line in sent if "conn_id=counted" in line and line.endswith(f"|{kind}")]
 
-    with about_to_defer(stage, "observed_counted") as held:
-        job = run("observed_counted")
-        held.wait()
-        job.kill()
-        held.drop()
+    with stage.killed_before_it_defers(run, "observed_counted") as job:
+        pass
     job.wait("deferred", try_number=2)
     told = job.xcoms()["durable_spark_decision"]
     assert told["why"] == "the cluster says Running"

@@ -21,7 +21,6 @@ from durable_spark.jobs import RECORD_KEY
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import lives_of, now, one_after_the_other
-from tests.airflow.test_retry import LAST_LOOK
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -48,23 +47,12 @@ def sending(stage: Stage, dag: str) -> Iterator[Hold]:
         yield held
 
 
-@contextlib.contextmanager
-def about_to_defer(stage: Stage, dag: str) -> Iterator[Hold]:
-    """Hold back what a Dag's task asks last before it defers."""
-    with stage.execution_api.holding("GET", rf"{LAST_LOOK}.*dag_id={dag}&") as held:
-        yield held
-
-
 def killed_before_it_defers(stage: Stage, run: Callable[..., Run], dag: str, *, paused: bool = False) -> Run:
     """Return a run whose pod runs, and whose task's process was killed before the task could defer."""
-    with about_to_defer(stage, dag) as held:
-        job = run(dag)
-        held.wait()
+    with stage.killed_before_it_defers(run, dag) as job:
         job.wait_for_pod("Running")
         if paused:
             stage.airflow.pause(dag)
-        job.kill()
-        held.drop()
     return job
 
 
@@ -90,18 +78,17 @@ def wait_for_kill(job: Run) -> datetime:
     return wait_for(job, lambda: next((life.killed for life in lives_of(job)), None), "its pod to be killed")
 
 
-def wait_for_end_of_run(job: Run, state: str) -> None:
-    """
-    Wait until the whole run has ended.
-
-    A scheduler that is about to end a run may overwrite what a clear has just made of it: the tasks wait for ever then.
-    """
-    path = f"/dags/{job.dag}/dagRuns/{job.id}"
-    wait_for(job, lambda: job.stage.airflow.api("GET", path)["state"] == state, f"the run to be {state}", 150)
-
-
 def clear(job: Run) -> None:
     job.stage.airflow.clear(job.dag, job.id, [job.task])
+
+
+def cleared_while_followed(job: Run) -> CreatedPod:
+    """Clear a deferred task; return its pod, when the old trigger has left that to the new try."""
+    old = job.wait_for_followed_pod()
+    clear(job)
+    job.wait("deferred", try_number=2)
+    wait_for_line(job, f"Not killing spark:{old.name}")
+    return old
 
 
 def runs_anew(job: Run, old: CreatedPod) -> None:
@@ -194,7 +181,7 @@ def test_cleared_after_its_end_it_runs_again(stage: Stage, run: Callable[..., Ru
     """The store still has the record of the job that failed."""
     job = run("clear_failed", exit_code="3")
     open_gate(job)
-    wait_for_end_of_run(job, "failed")
+    assert job.wait_for_end() == "failed"
     before = job.store()[RECORD_KEY]
     clear(job)
     job.wait("failed", try_number=2)
@@ -209,7 +196,7 @@ def test_cleared_with_what_comes_after_and_with_its_run(stage: Stage, run: Calla
     job = run("clear_chain")
     after = Run(stage, job.dag, job.id, job._before, "after")
     open_gate(job)
-    wait_for_end_of_run(job, "success")
+    assert job.wait_for_end() == "success"
     (stage.airflow.home / "gates" / job.id).unlink()
 
     stage.airflow.clear(job.dag, job.id, ["job"], include_downstream=True)
@@ -230,20 +217,14 @@ def test_cleared_with_what_comes_after_and_with_its_run(stage: Stage, run: Calla
 def test_cleared_while_deferred(stage: Stage, run: Callable[..., Run]) -> None:
     """The old trigger is told late of it, and finds the new try's state: it kills nothing."""
     job = run("clear_deferred")
-    old = job.wait_for_followed_pod()
-    clear(job)
-    job.wait("deferred", try_number=2)
-    wait_for_line(job, f"Not killing spark:{old.name}")
+    old = cleared_while_followed(job)
     runs_anew(job, old)
 
 
 @together
 def test_cleared_and_followed_on_if_so_asked(stage: Stage, run: Callable[..., Run]) -> None:
     job = run("clear_following")
-    old = job.wait_for_followed_pod()
-    clear(job)
-    job.wait("deferred", try_number=2)
-    wait_for_line(job, f"Not killing spark:{old.name}")
+    old = cleared_while_followed(job)
     ends_well(job, 1)
     assert job.pods() == [old]
 
@@ -285,7 +266,7 @@ def test_cleared_after_it_failed_with_its_job_kept(stage: Stage, run: Callable[.
     job = run("clear_kept")
     old = job.wait_for_followed_pod()
     stage.airflow.set_state(*job.key, "failed")
-    wait_for_end_of_run(job, "failed")
+    assert job.wait_for_end() == "failed"
     wait_for_line(job, "Leaving")
     assert job.phase(old) == "Running"
     clear(job)
@@ -299,7 +280,7 @@ def test_cleared_after_its_job_was_lost(stage: Stage, run: Callable[..., Run]) -
     (old,) = job.pods()
     stage.pod_cluster.delete_pod(old.name, 0)
     stage.airflow.unpause(job.dag)
-    wait_for_end_of_run(job, "failed")
+    assert job.wait_for_end() == "failed"
     assert job.ti.try_number == 2
     assert "JobLost" in job.logs()
     assert "clear the task to run it again" in job.logs()

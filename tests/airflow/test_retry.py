@@ -10,22 +10,13 @@ from collections.abc import Callable
 
 from tests.airflow.conftest import ENDED, Run, Stage
 
-LAST_LOOK = r"/execution/task-instances/states"
-"""
-What a task asks last before it defers. The deferral itself cannot be held back for this purpose: it is sent by the
-supervisor, which sends it again when the task's process is long dead.
-"""
 _STORE = r"/execution/store/"
 
 
 def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral."""
-    with stage.execution_api.holding("GET", LAST_LOOK) as held:
-        life = run("life", seconds="15")
-        held.wait()
+    with stage.killed_before_it_defers(run, "life", seconds="15") as life:
         driver = life.wait_for_driver()
-        life.kill()
-        held.drop()
     life.wait("deferred", try_number=2)
     life.wait(*ENDED)
     assert life.ti.state == "success"
@@ -36,12 +27,8 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
 
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver ends before the retry looks."""
-    with stage.execution_api.holding("GET", LAST_LOOK) as held:
-        life = run("life", seconds="1")
-        held.wait()
+    with stage.killed_before_it_defers(run, "life", seconds="1") as life:
         stage.airflow.pause("life")
-        life.kill()
-        held.drop()
     driver = life.wait_for_driver("FINISHED")
     stage.airflow.unpause("life")
     ended = life.wait(*ENDED)
@@ -54,12 +41,8 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
 
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver fails before the retry looks."""
-    with stage.execution_api.holding("GET", LAST_LOOK) as held:
-        life = run("life", seconds="1", exit_code="3")
-        held.wait()
+    with stage.killed_before_it_defers(run, "life", seconds="1", exit_code="3") as life:
         stage.airflow.pause("life")
-        life.kill()
-        held.drop()
     first = life.wait_for_driver("FAILED")
     stage.airflow.unpause("life")
     life.wait(*ENDED)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dev.processes import wait_until
-from tests.airflow.conftest import ENDED, SUBMIT_DAG, Run, Stage
-from tests.airflow.test_retry import LAST_LOOK
+from tests.airflow.conftest import ENDED, LAST_LOOK, SUBMIT_DAG, Run, Stage
 from tests.clusters import CLUSTERS, Clusters, Job, change_import, spark_submits
 
 if TYPE_CHECKING:

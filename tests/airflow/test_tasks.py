@@ -7,7 +7,6 @@ Counted by the API server's audit log, or by the job service of the page on writ
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from durable_spark.operators.spark import SparkJobOperator
 from tests.airflow.conftest import ENDED, EXAMPLES, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import lives_of
-from tests.airflow.shell_pods import alive_at_once, shell_pods, wait_for_end
+from tests.airflow.small_jobs import alive_at_once, shell_pods
 from tests.airflow.together import together
 
 REGION = Path(__file__).parents[1] / "apps" / "region.py"
@@ -44,7 +43,7 @@ def test_callbacks_hooks_results_and_asset_events(stage: Stage, run: Callable[..
     assert job.wait(*ENDED).state == "success", job.logs()
     pods = shell_pods(job)
     broken, quiet, read = (another_task(job, task) for task in ("broken", "quiet", "read"))
-    assert wait_for_end(job) == "failed", "one of its tasks is broken"
+    assert job.wait_for_end() == "failed", "one of its tasks is broken"
     notes = [line.split(" ", 1) for line in (stage.airflow.home / "notes" / job.id).read_text().splitlines()]
     again = [f"{number} {what}" for number in (1, 2) for what in ("before", "execute") * 2]
     of_job = [what for task, what in notes if task == "job"]
@@ -118,7 +117,7 @@ def test_a_deferred_task_goes_to_the_triggerer_of_its_queue(stage: Stage, run: C
 @together
 def test_setup_teardown_groups_defaults_and_an_operator_of_ones_own(stage: Stage, run: Callable[..., Run]) -> None:
     job = run("task_shapes", task="group.night")
-    assert wait_for_end(job) == "failed", "the teardown's success does not hide the failure"
+    assert job.wait_for_end() == "failed", "the teardown's success does not hide the failure"
     begin, end, nights = (another_task(job, task) for task in ("begin", "end", "nights"))
     assert (begin.ti.state, job.ti.state, end.ti.state) == ("success", "failed", "success")
     (first,), (night,), (last,) = map(shell_pods, (begin, job, end))
@@ -132,7 +131,7 @@ def test_setup_teardown_groups_defaults_and_an_operator_of_ones_own(stage: Stage
 @together
 def test_templates_in_every_field(stage: Stage, run: Callable[..., Run]) -> None:
     job = run("task_fields")
-    assert wait_for_end(job) == "success", job.logs()
+    assert job.wait_for_end() == "success", job.logs()
     shown = job.xcoms()["return_value"]
     for name in SparkJobOperator.template_fields:
         assert "{{" not in json.dumps(shown[name]), name
@@ -172,7 +171,7 @@ def test_jobs_of_another_service_are_mapped(stage: Stage, run: Callable[..., Run
     try:
         wait_until(lambda: jobs() is not None, 30, "the job service", servers=[service])
         job = run("task_process")
-        assert wait_for_end(job) == "failed", "of two items one fails, on both of its tries"
+        assert job.wait_for_end() == "failed", "of two items one fails, on both of its tries"
         assert Counter((jobs() or {}).values()) == {"succeeded": 1, "failed": 2}
         result = stage.airflow.xcoms(*job.key, 0)
         assert (jobs() or {})[result["return_value"]] == "succeeded"
@@ -202,17 +201,8 @@ def test_a_kill_that_takes_its_time_is_not_cut_short(stage: Stage, run: Callable
 
 def command(stage: Stage, *arguments: str) -> tuple[int, str]:
     """Run an ``airflow`` command in the stage's environment; return its exit code and all that it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "airflow", *arguments],
-        env=stage.airflow.env | {"AIRFLOW__DURABLE_SPARK__EARLIEST_EVENT": "0"},
-        cwd=stage.airflow.home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    done = stage.airflow.command(*arguments, timeout=240, env={"AIRFLOW__DURABLE_SPARK__EARLIEST_EVENT": "0"})
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("by", ["dags", "tasks"])
@@ -262,7 +252,7 @@ def test_a_pool_that_counts_deferred_tasks_holds_jobs_back(stage: Stage, run: Ca
     plain = another_task(counting, "plain")
     wait_until(lambda: running(plain) == 5, 120, "all jobs at once of the pool that does not count", interval=1)
     open_gate(counting)
-    assert wait_for_end(counting, deadline=240) == "success"
+    assert counting.wait_for_end(deadline=240) == "success"
     urgent = another_task(counting, "urgent")
     assert len(shell_pods(counting)) == 5
     assert alive_at_once(counting, urgent) == 2
@@ -279,7 +269,7 @@ def test_the_example_of_a_pool(stage: Stage, run: Callable[..., Run]) -> None:
     job = run(
         "durable_spark_pool_example", task="region", image="localhost/spark:test", application=f"local://{REGION}"
     )
-    state = wait_for_end(job, deadline=300)
+    state = job.wait_for_end(deadline=300)
     lives = lives_of(job)
     assert state == "success", [stage.pod_cluster.log(life.pod.name) for life in lives]
     said = [stage.pod_cluster.log(life.pod.name).splitlines() for life in lives]

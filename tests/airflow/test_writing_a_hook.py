@@ -16,7 +16,8 @@ import pytest
 
 from dev.processes import Server, wait_until
 from tests.airflow.conftest import ENDED, EXAMPLES, Run, Stage
-from tests.airflow.test_retry import LAST_LOOK
+
+DAG = "process_example"
 
 
 @pytest.fixture
@@ -40,20 +41,13 @@ def jobs(stage: Stage, tmp_path: Path) -> Iterator[Callable[[], dict[str, str]]]
         server.stop()
 
 
-def start(run: Callable[..., Run], script: str) -> Run:
-    return run("process_example", task="sleep", script=script)
-
-
 def ended(jobs: Callable[[], dict[str, str]], state: str) -> Any:
     return wait_until(lambda: list(jobs().values()) == [state], 60, f"a job that has {state}", interval=0.1)
 
 
 def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run], jobs: Callable[[], Any]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK) as held:
-        life = start(run, "sleep 15")
-        held.wait()
-        life.kill()
-        held.drop()
+    with stage.killed_before_it_defers(run, DAG, task="sleep", script="sleep 15") as life:
+        pass
     life.wait("deferred", try_number=2)
     life.wait(*ENDED)
     assert (life.ti.state, life.ti.try_number) == ("success", 2)
@@ -62,12 +56,8 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run], jobs
 
 
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run], jobs: Callable[[], Any]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK) as held:
-        life = start(run, "sleep 1")
-        held.wait()
-        stage.airflow.pause(life.dag)
-        life.kill()
-        held.drop()
+    with stage.killed_before_it_defers(run, DAG, task="sleep", script="sleep 1") as life:
+        stage.airflow.pause(DAG)
     ended(jobs, "succeeded")
     stage.airflow.unpause(life.dag)
     life.wait(*ENDED)
@@ -76,12 +66,8 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run], 
 
 
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run], jobs: Callable[[], Any]) -> None:
-    with stage.execution_api.holding("GET", LAST_LOOK) as held:
-        life = start(run, "sleep 1; exit 3")
-        held.wait()
-        stage.airflow.pause(life.dag)
-        life.kill()
-        held.drop()
+    with stage.killed_before_it_defers(run, DAG, task="sleep", script="sleep 1; exit 3") as life:
+        stage.airflow.pause(DAG)
     ended(jobs, "failed")
     stage.airflow.unpause(life.dag)
     life.wait(*ENDED)
@@ -91,7 +77,7 @@ def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run], jobs: 
 
 def test_killed_after_the_service_has_acted(stage: Stage, run: Callable[..., Run], jobs: Callable[[], Any]) -> None:
     with stage.processes.holding("PUT", "/jobs/", after=True) as held:
-        life = start(run, "sleep 3")
+        life = run(DAG, task="sleep", script="sleep 3")
         held.wait()
         life.kill()
         held.drop()

@@ -9,7 +9,7 @@ from airflow.sdk import DAG, Param
 from kubernetes.client import V1Container, V1EnvVar, V1ObjectMeta, V1Pod, V1PodSpec  # type: ignore[import-untyped]
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.shell_pods import shell_pod
+from tests.airflow.small_jobs import shell_pod
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
-
-SOURCE = str(Path(__file__).resolve().parents[2] / "apps" / "Driver.java")
+from tests.airflow.small_jobs import small_driver
 
 
 def dag_of_one_job(dag_id: str, **arguments: Any) -> DAG:
@@ -20,22 +17,8 @@ def dag_of_one_job(dag_id: str, **arguments: Any) -> DAG:
         schedule=None,
         params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
     ) as dag:
-        SparkJobOperator(
-            task_id="job",
-            **{
-                "application": SOURCE,
-                "java_class": "org.codehaus.janino.SimpleCompiler",
-                "application_args": [SOURCE, "Driver", "{{ params.seconds }}", "{{ params.exit_code }}"],
-                "driver_memory": "128m",
-                "conf": {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC"},
-                "conn_id": "spark_default",
-                "poll_interval": 1,
-                "retries": 2,
-                "retry_delay": timedelta(seconds=1),
-                "retry_exponential_backoff": False,
-                **arguments,
-            },
-        )
+        job = small_driver("{{ params.seconds }}", "{{ params.exit_code }}")
+        SparkJobOperator(task_id="job", **{**job, **arguments})
     return dag
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from airflow.sdk import DAG, Variable, task, task_group
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.shell_pods import shell_pod
+from tests.airflow.small_jobs import shell_pod
 
 GATE = "{{ run_id }}"
 ARGUMENTS: dict[str, Any] = shell_pod(priority_weight=100)  # before the hundred

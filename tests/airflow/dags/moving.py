@@ -7,16 +7,12 @@ Each job lives until a test opens the gate of its run, when it has seen what it 
 from __future__ import annotations
 
 import os
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG
 
 from durable_spark.operators.spark import SparkJobOperator
-
-SOURCE = str(Path(__file__).resolve().parents[2] / "apps" / "Driver.java")
-GATE = f"{os.environ['AIRFLOW_HOME']}/gates/{{{{ run_id }}}}"
+from tests.airflow.small_jobs import GATE, pod_of, small_driver
 
 
 def dag_of_one(dag_id: str, *, items: int = 0, **arguments: Any) -> DAG:
@@ -25,47 +21,25 @@ def dag_of_one(dag_id: str, *, items: int = 0, **arguments: Any) -> DAG:
 
     :param items: over how many the task is mapped; not at all if 0.
     """
-    arguments = {
-        "task_id": "job",
-        "poll_interval": 1,
-        "retries": 2,
-        "retry_delay": timedelta(seconds=1),
-        "retry_exponential_backoff": False,
-        **arguments,
-    }
     with DAG(dag_id, schedule=None) as dag:
         if items:
-            SparkJobOperator.partial(**arguments).expand(application_args=[[str(item)] for item in range(items)])
+            mapped = SparkJobOperator.partial(task_id="job", **arguments)
+            mapped.expand(application_args=[[str(item)] for item in range(items)])
         else:
-            SparkJobOperator(**arguments)
+            SparkJobOperator(task_id="job", **arguments)
     return dag
 
 
 def pod(dag_id: str, *, exit_code: int = 0, **arguments: Any) -> DAG:
     """Return a Dag whose driver is a pod that runs a shell script in Spark's place."""
     script = f"until [ -e {GATE} ]; do sleep 0.3; done; exit {exit_code}"
-    container = {"name": "spark-kubernetes-driver", "command": ["sh", "-c", script]}
-    shell: dict[str, Any] = {
-        "application": "local:///nothing.py",
-        "conf": {
-            "spark.kubernetes.container.image": "localhost/spark:test",
-            "spark.kubernetes.container.image.pullPolicy": "Never",
-        },
-        "pod": {"spec": {"terminationGracePeriodSeconds": 1, "containers": [container]}},
-        "conn_id": "kubernetes",
-    }
-    return dag_of_one(dag_id, **shell, **arguments)
+    return dag_of_one(dag_id, **{**pod_of(script), **arguments})
 
 
 def driver(dag_id: str, **arguments: Any) -> DAG:
     """Return a Dag whose driver is one without Spark on the standalone cluster."""
-    small: dict[str, Any] = {
-        "application": SOURCE,
-        "java_class": "org.codehaus.janino.SimpleCompiler",
-        "application_args": [SOURCE, "Driver", GATE, "0"],
-        "conf": {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC"},
-    }
-    return dag_of_one(dag_id, **small, **arguments)
+    gate = f"{os.environ['AIRFLOW_HOME']}/gates/{{{{ run_id }}}}"
+    return dag_of_one(dag_id, **{**small_driver(gate, "0"), **arguments})
 
 
 # Followed by a triggerer that is stopped

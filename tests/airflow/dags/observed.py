@@ -8,7 +8,7 @@ from datetime import timedelta
 from airflow.sdk import DAG
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.shell_pods import shell_pod
+from tests.airflow.small_jobs import shell_pod
 
 NAMED = {"AIRFLOW__DURABLE_SPARK__DEPLOYMENT": "observed"}
 ARGS = ["item", "{{ run_id }}", "0"]

@@ -16,6 +16,7 @@ from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
 from durable_spark.operators.spark_submit import SparkSubmitOperator
+from tests.airflow.small_jobs import GATE, pod_of
 
 NAMED = {"AIRFLOW__DURABLE_SPARK__DEPLOYMENT": "person"}
 LONG = timedelta(hours=1)
@@ -28,30 +29,8 @@ def pod(task_id: str = "job", *, grace: int = 1, **arguments: Any) -> SparkJobOp
 
     :param grace: seconds for which the pod may live on after its deletion, of which it makes use.
     """
-    script = 'trap "" TERM; until [ -e "/airflow/gates/{{ run_id }}" ]; do sleep 0.3; done; exit {{ params.exit_code }}'
-    container = {
-        "name": "spark-kubernetes-driver",
-        "command": ["sh", "-c", script],
-        "volumeMounts": [{"name": "airflow", "mountPath": "/airflow"}],
-    }
-    airflow = {"name": "airflow", "hostPath": {"path": os.environ["AIRFLOW_HOME"]}}
-    return SparkJobOperator(
-        task_id=task_id,
-        **{
-            "application": "local:///nothing.py",
-            "conf": {
-                "spark.kubernetes.container.image": "localhost/spark:test",
-                "spark.kubernetes.container.image.pullPolicy": "Never",
-            },
-            "pod": {"spec": {"terminationGracePeriodSeconds": grace, "containers": [container], "volumes": [airflow]}},
-            "conn_id": "kubernetes",
-            "poll_interval": 1,
-            "retries": 2,
-            "retry_delay": timedelta(seconds=1),
-            "retry_exponential_backoff": False,
-            **arguments,
-        },
-    )
+    script = f'trap "" TERM; until [ -e "{GATE}" ]; do sleep 0.3; done; exit {{{{ params.exit_code }}}}'
+    return SparkJobOperator(task_id=task_id, **{**pod_of(script, grace=grace), **arguments})
 
 
 def dag_of(dag_id: str, **options: Any) -> DAG:

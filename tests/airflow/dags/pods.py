@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
+from tests.airflow.small_jobs import pod_of
 
 
 def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
@@ -21,27 +21,8 @@ def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
         params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
     ) as dag:
         script = "echo begun; sleep {{ params.seconds }}; echo exiting with {{ params.exit_code }}"
-        container = {
-            "name": "spark-kubernetes-driver",
-            "command": ["sh", "-c", f"{script}; exit {{{{ params.exit_code }}}}"],
-        }
-        SparkJobOperator(
-            task_id="job",
-            **{
-                "application": "local:///nothing.py",
-                "conf": {
-                    "spark.kubernetes.container.image": "localhost/spark:test",
-                    "spark.kubernetes.container.image.pullPolicy": "Never",
-                },
-                "pod": {"spec": {"terminationGracePeriodSeconds": 1, "containers": [container]}},
-                "conn_id": "kubernetes",
-                "poll_interval": 1,
-                "retries": 2,
-                "retry_delay": timedelta(seconds=1),
-                "retry_exponential_backoff": False,
-                **arguments,
-            },
-        )
+        script += "; exit {{ params.exit_code }}"
+        SparkJobOperator(task_id="job", **{**pod_of(script), **arguments})
     return dag
 
 

@@ -12,7 +12,7 @@ from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.shell_pods import shell_pod
+from tests.airflow.small_jobs import shell_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
