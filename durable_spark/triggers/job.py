@@ -299,7 +299,7 @@ class JobTrigger(BaseTrigger):
                     await asyncio.wait_for(self._let_go(), _ON_KILL_BOUND)
         except (DurableJobError, asyncio.TimeoutError) as error:
             what = "be killed and may still run" if self._args.kill else "be let go of"
-            self.log.error("%s could not %s: %s", self._job, what, error or "no answer in time")
+            self.log.error("%s could not %s: %s", self._job, what, str(error) or "no answer in time")
 
     async def _is_unwanted(self, *, said: bool) -> bool:
         """
@@ -491,7 +491,7 @@ class JobTrigger(BaseTrigger):
                 await hook.kill(self._job)
             await hook.release(self._job)
 
-    async def _kill_noted(self, dead: JobEvent) -> Exception | None:
+    async def _kill_noted(self, dead: JobEvent) -> str | None:
         """
         Kill the job, and note before what is to be reported when it is dead.
 
@@ -508,7 +508,7 @@ class JobTrigger(BaseTrigger):
         except (DurableJobError, asyncio.TimeoutError) as error:
             if not isinstance(error, (ClusterUnreachable, asyncio.TimeoutError)):  # it was not sent, or refused
                 await self._note(None)
-            return error
+            return str(error) or f"no answer within {_KILL_CONFIRMED_WITHIN:.0f} s"
         return None
 
     @contextlib.asynccontextmanager

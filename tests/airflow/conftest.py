@@ -11,9 +11,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import socketserver
 import ssl
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +25,7 @@ from dev.kubernetes import RequestFailed
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
+from tests.airflow.collectors import statsd
 from tests.airflow.together import Together, in_order
 from tests.clusters import CLUSTERS, Clusters, change_import
 from tests.conftest import or_none
@@ -76,6 +75,21 @@ class Stage:
         """Trigger a run."""
         before = {driver.id for driver in self.cluster.drivers()} | {pod.uid for pod in self.pods()}
         return Run(self, dag, self.airflow.trigger(dag, conf=conf, run=f"run-{uuid.uuid4().hex[:8]}"), before, task)
+
+    def counted(self, metric: str, conn_id: str, kind: str = "c") -> list[str]:
+        """
+        Return the values of one of this package's metrics that were sent for a connection.
+
+        :param kind: statsd's: ``c`` for a counter, ``g`` for a gauge.
+        """
+        values = []
+        for line in list(self.metrics):  # name,tag=value,tag=value:number|kind
+            told, _, value = line.partition(":")
+            name, *tags = told.split(",")
+            number, _, its_kind = value.partition("|")
+            if (name, its_kind) == (f"airflow.durable_spark.{metric}", kind) and f"conn_id={conn_id}" in tags:
+                values.append(number)
+        return values
 
     def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
         """Have a connection in Airflow's database, or change it there."""
@@ -346,26 +360,6 @@ def stage(
                 metrics=metrics,
             )
     shutil.rmtree(dags, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def statsd() -> Iterator[tuple[int, list[str]]]:
-    """Listen as statsd does; give the port, and a list that what this package sends is added to."""
-    sent: list[str] = []
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            lines = self.request[0].decode(errors="replace").splitlines()
-            sent.extend(line for line in lines if ".durable_spark." in line)
-
-    with socketserver.UDPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, name="statsd")
-        thread.start()
-        try:
-            yield server.server_address[1], sent
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def proxy_of(cluster: KubernetesCluster | None) -> Proxy:

@@ -29,6 +29,7 @@ from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
 from dev.redis import Redis
 from tests.airflow.backdoor import let_be_given_up
+from tests.airflow.collectors import Span, span_collector
 from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage, runs_of, told
 from tests.airflow.gates import open_gate
 from tests.airflow.test_late_workers import FORGOTTEN
@@ -48,9 +49,15 @@ class CeleryStage(Stage):
     """A stage without a standalone cluster, whose tasks run on Celery's workers."""
 
     def __init__(
-        self, airflow: Airflow, execution_api: Proxy, kubernetes: KubernetesCluster, postgres: Postgres
+        self,
+        airflow: Airflow,
+        execution_api: Proxy,
+        kubernetes: KubernetesCluster,
+        postgres: Postgres,
+        spans: list[Span],
     ) -> None:
         self.airflow, self.execution_api, self.kubernetes, self.postgres = airflow, execution_api, kubernetes, postgres
+        self.spans = spans
 
     def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
         """Trigger a run."""
@@ -78,6 +85,7 @@ def stage(
     with (
         Proxy(f"http://127.0.0.1:{port}") as execution_api,
         Postgres() as postgres,
+        span_collector() as (spans_port, spans),
         Airflow(
             dags,
             port=port,
@@ -86,10 +94,18 @@ def stage(
             workers=2,
             execution_api=execution_api.url,
             connections={"kubernetes": json.dumps({**connection, "extra": json.dumps(connection["extra"])})},
-            config={**IMPATIENT, "scheduler": {**IMPATIENT["scheduler"], **scheduler}},
+            config={
+                **IMPATIENT,
+                "scheduler": {**IMPATIENT["scheduler"], **scheduler},
+                "traces": {"otel_on": True},
+            },
+            env={
+                "OTEL_TRACES_EXPORTER": "otlp_proto_http",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{spans_port}/v1/traces",
+            },
         ) as airflow,
     ):
-        yield CeleryStage(airflow, execution_api, kubernetes, postgres)
+        yield CeleryStage(airflow, execution_api, kubernetes, postgres, spans)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +120,34 @@ def run(stage: CeleryStage) -> Iterator[Callable[..., Run]]:
     """Trigger a run; at the end of the test whatever it left running is ended."""
     with runs_of(stage) as trigger:
         yield trigger
+
+
+# --- what is told of it
+
+
+@together
+def test_a_submission_is_a_span_under_that_of_its_task(stage: CeleryStage, run: Callable[..., Run]) -> None:
+    job = run("celery_traced")
+    pod = job.wait_for_followed_pod()
+    open_gate(job)
+    assert job.wait(*ENDED).state == "success"
+
+    def of_job() -> Span | None:
+        job_id = f"spark:{pod.name}"
+        return next((each for each in list(stage.spans) if each.attributes.get("durable_spark.job_id") == job_id), None)
+
+    span = wait_until(of_job, 60, "the span of the submission", interval=0.5)
+    assert span.name == "durable_spark.submission"
+    told = {name.removeprefix("durable_spark."): value for name, value in span.attributes.items()}
+    assert (told["outcome"], told["conn_id"], told["ordinal"]) == ("submitted", "kubernetes", 1)
+    assert told["token"] == job.store()["durable_spark"]["submission"]["token"]
+
+    def of_task() -> Span | None:
+        return next((each for each in list(stage.spans) if each.id == span.parent), None)
+
+    parent = wait_until(of_task, 60, "the span of the task", interval=0.5)
+    assert (parent.name, parent.trace) == ("worker.job", span.trace)
+    assert parent.attributes["airflow.dag_id"] == job.dag
 
 
 # --- one process dies, or is told to end

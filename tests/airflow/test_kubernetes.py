@@ -92,6 +92,7 @@ def test_killed_before_the_uid_was_stored(stage: Stage, run: Callable[..., Run])
         held.drop()
     assert job.wait(*ENDED, deadline=120).state == "success"
     assert job.pods() == [pod]
+    assert "1" in stage.counted("adoptions.found", "kubernetes")
 
 
 # --- from submission to verdict

@@ -59,20 +59,15 @@ def test_orphans_are_listed_and_killed(stage: Stage, run: Callable[..., Run]) ->
 def test_what_became_of_a_killed_worker_is_counted_and_told(stage: Stage, run: Callable[..., Run]) -> None:
     stage.connect("counted", stage.pod_cluster.connection(poll_interval=1))
 
-    def counted(name: str, kind: str = "c") -> list[str]:
-        """Return the values that were sent for the connection."""
-        sent = [line for line in list(stage.metrics) if line.startswith(f"airflow.durable_spark.{name},")]
-        return [line.partition(":")[2] for line in sent if "conn_id=counted" in line and line.endswith(f"|{kind}")]
-
     with stage.killed_before_it_defers(run, "observed_counted") as job:
         pass
     job.wait("deferred", try_number=2)
     told = job.xcoms()["durable_spark_decision"]
     assert told["why"] == "the cluster says Running"
     assert (told["decision"], told["try_number"], told["job_id"]) == ("reconnect", 2, job.store()["spark_job_id"])
-    wait_until(lambda: "1|g" in counted("followed_jobs", "g"), 60, "the gauge of followed jobs")
+    wait_until(lambda: "1" in stage.counted("followed_jobs", "counted", "g"), 60, "the gauge of followed jobs")
     open_gate(job)
     assert job.wait(*ENDED).state == "success"
-    wait_until(lambda: counted("followed_jobs", "g")[-1] == "0|g", 60, "the gauge to fall")
-    assert (counted("submissions"), counted("reconnects")) == (["1|c"], ["1|c"])
-    assert counted("lost_jobs") == []
+    wait_until(lambda: stage.counted("followed_jobs", "counted", "g")[-1] == "0", 60, "the gauge to fall")
+    assert stage.counted("submissions", "counted") == stage.counted("reconnects", "counted") == ["1"]
+    assert stage.counted("lost_jobs", "counted") == []

@@ -328,6 +328,18 @@ def test_cleared_with_its_store_dropped_and_a_name(stage: Stage, run: Callable[.
     runs_anew(job, old)
 
 
+@together
+def test_cleared_with_its_store_dropped_and_followed_on_if_so_asked(stage: Stage, run: Callable[..., Run]) -> None:
+    job = run("clear_labelled")
+    old = job.wait_for_followed_pod()
+    clear_with_its_store(job)
+    job.wait("deferred", try_number=2)
+    assert f"Adopting spark:{old.name}" in job.log(2)
+    assert "1" in stage.counted("adoptions.labelled", "kubernetes")
+    ends_well(job, 1)
+    assert job.pods() == [old]
+
+
 def clear_with_its_store(job: Run) -> None:
     airflow = job.stage.airflow
     airflow.pause(job.dag)

@@ -194,6 +194,7 @@ def test_upstreams_task_in_flight_is_taken_up(on_each_cluster: OnEachCluster) ->
         assert job.life.wait(*ENDED, deadline=120).state == "success", job.life.logs()
         assert job.jobs() == [Job(first.id, "succeeded")]
         assert f"Adopting {first.id}" in job.life.log(2)
+        assert "1" in on.stage.counted("adoptions.stored", f"submit_{on.cluster}")
 
     on_each_cluster(scene)
 

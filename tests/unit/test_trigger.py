@@ -217,6 +217,10 @@ async def test_a_double_that_cannot_be_killed_is_not_followed(
     assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
 
 
+async def hang(*_: Any) -> None:
+    await asyncio.sleep(60)
+
+
 class TestDeadline:
     async def test_kills_and_sees_dead(self, service: Service) -> None:
         fired = await asyncio.wait_for(event(trigger(deadline=time.time() + 0.1)), 5)
@@ -281,6 +285,12 @@ class TestDeadline:
         fired = await asyncio.wait_for(event(trigger(deadline=time.time() - 100)), 5)
         assert (fired.kind, fired.confirmed, fired.message) == ("timeout", False, "killed, not yet seen dead")
         assert service.kills == ["job-1"]
+
+    async def test_says_that_the_kill_was_not_answered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trigger_module, "_KILL_CONFIRMED_WITHIN", 0.1)
+        monkeypatch.setattr(tries.MemoryHook, "kill", hang)
+        fired = await asyncio.wait_for(event(trigger(deadline=time.time() + 0.05)), 5)
+        assert (fired.kind, fired.message) == ("timeout", "the kill was not accepted: no answer within 0 s")
 
     async def test_follows_a_successor(self, service: Service) -> None:
         def relaunch() -> None:
@@ -628,6 +638,19 @@ class TestOnKill:
         await trigger().on_kill()
         assert service.before_kill is None, "it was tried once"
         assert service.kills == []
+
+    async def test_says_that_a_kill_was_not_answered(
+        self,
+        service: Service,
+        airflow: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(tries.MemoryHook, "kill", hang)
+        monkeypatch.setattr(trigger_module, "_ON_KILL_BOUND", 0.1)
+        airflow["state"] = "failed"
+        await asyncio.wait_for(trigger().on_kill(), 10)
+        assert "job-1 could not be killed and may still run: no answer in time" in capsys.readouterr().out
 
     async def test_kills_nothing_when_airflow_does_not_answer(
         self, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -60,7 +60,7 @@ late_driver = driver("late_driver", conn_id="spark_default", driver_memory="131m
 late_request = driver("late_request", conn_id="spark_proxied", driver_memory="132m")
 
 # On Celery
-for story in ("runner", "pool", "active", "succeeded", "submitting", "lost", "twice"):
+for story in ("runner", "pool", "active", "succeeded", "submitting", "lost", "twice", "traced"):
     globals()[f"celery_{story}"] = pod(f"celery_{story}")
 celery_failed = pod("celery_failed", exit_code=3)
 for story in ("marked", "cleared", "waiting"):

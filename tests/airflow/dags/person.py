@@ -55,7 +55,8 @@ dag_of_one("clear_waiting", deferrable=False)
 dag_of_one("clear_retry", retry_delay=LONG)
 dag_of_one("clear_kept", on_kill="keep")
 dag_of_one("clear_twice", grace=600)
-dag_of_one("clear_named", pre_execute=lambda _: os.environ.update(NAMED))
+for name, on_clear in (("clear_named", "kill"), ("clear_labelled", "reconnect")):
+    dag_of_one(name, on_clear=on_clear, pre_execute=lambda _: os.environ.update(NAMED))
 
 # Marked, deleted, paused
 
