@@ -37,8 +37,10 @@ class Conversation:
         self._interrupted = asyncio.Event()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what the coroutine returns."""
-        return self._loop.run_until_complete(coroutine)
+        """Return what the coroutine returns. Of one that is interrupted, which goes on, nobody asks how it ends."""
+        task = self._loop.create_task(coroutine)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return self._loop.run_until_complete(task)
 
     def interrupt(self) -> None:
         """End :meth:`until_interrupted`, now or when it is called. Called from a signal handler."""

@@ -19,6 +19,11 @@ import sys
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOT_FOUND = 127  # as a shell says it
+_WAITED_FOR = {
+    signal.SIGTERM,  # of the kernel, or of whoever wants this to end
+    signal.SIGINT,  # of the group: the command may end well, and its code is passed on
+    signal.SIGCHLD,
+}
 
 
 def _die_with(parent: int, number: int) -> None:
@@ -35,22 +40,26 @@ def _run(command: "list[str]") -> int:
     if child == 0:
         try:
             _die_with(guard, signal.SIGKILL)
-            for number in (signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the latter two
-                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.execvp(command[0], command)  # noqa: S606
         except OSError as error:
             os.write(2, f"{command[0]}: {error.strerror}\n".encode())
         finally:
             os._exit(_NOT_FOUND)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    while True:
+        if signal.sigwait(_WAITED_FOR) == signal.SIGTERM:
+            os.killpg(0, signal.SIGKILL)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were held back while this process was started
-    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
-    signal.signal(signal.SIGINT, lambda *_: None)  # of the group: the command may end well, and its code is passed on
+    # Waited for, not handled: a handler that Python calls comes too late for a signal just before a call that blocks.
+    signal.pthread_sigmask(signal.SIG_SETMASK, _WAITED_FOR)
+    for number in (*_WAITED_FOR, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the latter two
+        signal.signal(number, signal.SIG_DFL)
     _die_with(parent, signal.SIGTERM)
     code = _run(command)
     os._exit(code if code >= 0 else 128 - code)

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -882,9 +883,16 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.defer(trigger=JobTrigger(arguments.to_json()), method_name="execute_complete", timeout=left)
 
     def _left(self, context: Context) -> float | None:
-        """Return the seconds until a little after Airflow's own timer has ended this process' work."""
-        deadline = self._deadline(context)
-        return None if deadline is None else max(0.0, deadline - time.time()) + _TIMER_MARGIN
+        """
+        Return the seconds until a little after Airflow's own timer has ended this process' work.
+
+        That timer begins when the Dag has been read, seconds after the task's start perhaps: whoever went by the
+        start alone would be interrupted by it while the job is killed.
+        """
+        if (deadline := self._deadline(context)) is None:
+            return None
+        timer, _ = signal.getitimer(signal.ITIMER_REAL)
+        return max(0.0, deadline - time.time(), timer) + _TIMER_MARGIN
 
     # Waiting: until it can be told whether there is a job
 

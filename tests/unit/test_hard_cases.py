@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, task_group
 from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
+from airflow.sdk.execution_time.timeout import timeout
 
 from dev.processes import wait_until_async
 from durable_spark.jobs import ClusterUnreachable, JobRef, JobState
@@ -254,6 +255,24 @@ class TestTheWorkersOwnLife:
 
         monkeypatch.setattr(tries.MemoryHook, "poll", poll)
         with alarm(10), pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
+            first.execute()
+        assert service.kills == ["job-1"]
+
+    def test_a_timer_that_begins_late_does_not_interrupt_the_kill(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Airflow sets it when the Dag has been read, while the try begins with the task's process."""
+        monkeypatch.setattr(operator_module, "_TIMER_MARGIN", 0.1)
+        limit = datetime.timedelta(seconds=0.3)
+        first = instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=limit)
+        original = tries.MemoryHook.kill
+
+        async def kill(self: Any, job: Any) -> None:
+            await asyncio.sleep(0.8)
+            await original(self, job)
+
+        monkeypatch.setattr(tries.MemoryHook, "kill", kill)
+        with alarm(10), timeout(1), pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
             first.execute()
         assert service.kills == ["job-1"]
 

@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import re
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -233,21 +234,24 @@ def waits(deferral: Any) -> bool:
 
 
 class alarm:  # noqa: N801 reads as a statement
-    """Fail what hangs."""
+    """Fail what hangs, without the timer that is Airflow's."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        main = threading.get_ident()
+        self.timer = threading.Timer(seconds, lambda: signal.pthread_kill(main, signal.SIGUSR2))
 
     def __enter__(self) -> None:
         def hung(*_: Any) -> None:
             raise RuntimeError(f"still waiting after {self.seconds} s")
 
-        self.before = signal.signal(signal.SIGALRM, hung)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        self.before = signal.signal(signal.SIGUSR2, hung)
+        self.timer.start()
 
     def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self.before)
+        self.timer.cancel()
+        self.timer.join()
+        signal.signal(signal.SIGUSR2, self.before)
 
 
 class TaskInstance:
