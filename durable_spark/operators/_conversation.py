@@ -25,6 +25,8 @@ __all__ = ["Conversation", "first_event"]
 
 T = TypeVar("T")
 
+_CANCELLED_WITHIN = 10.0  # seconds
+
 log = logging.getLogger(__name__)
 
 
@@ -37,10 +39,15 @@ class Conversation:
         self._interrupted = asyncio.Event()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what the coroutine returns. Of one that is interrupted, which goes on, nobody asks how it ends."""
+        """Return what the coroutine returns. One that is interrupted is cancelled: nothing goes on behind its back."""
         task = self._loop.create_task(coroutine)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return self._loop.run_until_complete(task)
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():
+                task.cancel()
+                self._loop.run_until_complete(asyncio.wait([task], timeout=_CANCELLED_WITHIN))
+            raise
 
     def interrupt(self) -> None:
         """End :meth:`until_interrupted`, now or when it is called. Called from a signal handler."""

@@ -872,7 +872,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             kill=self.kill_jobs,
             kill_on_timeout=self.on_timeout == "kill",
             sent_before=self._sent_before,
-            push_links=self.deferrable,
+            on_worker=not self.deferrable,
         )
 
     def _defer(self, arguments: JobTriggerArguments) -> NoReturn:

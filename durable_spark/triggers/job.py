@@ -108,7 +108,7 @@ class JobTriggerArguments:
     :param kill_on_timeout: whether the job is killed when the deadline passes.
     :param sent_before: whether the submission had been sent before, so that a request that was still
         on its way may have made a second job.
-    :param push_links: whether to keep the links in XCom up to date.
+    :param on_worker: whether the task waits on its worker, and does not defer.
     """
 
     hook: str
@@ -129,7 +129,7 @@ class JobTriggerArguments:
     kill: bool = True
     kill_on_timeout: bool = True
     sent_before: bool = False
-    push_links: bool = True
+    on_worker: bool = False
 
     VERSION = 1
 
@@ -334,7 +334,7 @@ class JobTrigger(BaseTrigger):
                 self._job,
                 make_hook=lambda: hook_class(self._args.conn_id),
                 interval=self._args.interval,
-                gauged=self.trigger_id is not None,  # in a triggerer, not on a worker
+                gauged=not self._args.on_worker,
             ) as subscription:
                 event = await self._listen(subscription, said)
             if event is not None:
@@ -562,14 +562,10 @@ class JobTrigger(BaseTrigger):
 
     async def _note(self, event: JobEvent | None) -> None:
         """Note what is to be reported of the job, for a trigger of this try that comes after this one."""
-        from airflow.sdk.execution_time.xcom import XCom
-
         self._noted = event
         value = {} if event is None else {**event.to_json(), "ti_id": self._args.ti_id}
         try:
-            await asyncio.wait_for(
-                XCom.aset(key=NOTE_XCOM_KEY, value=value, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN
-            )
+            await self._push(NOTE_XCOM_KEY, value)
         except Exception as error:
             self.log.warning(
                 "What is to come of %s could not be noted for a triggerer that takes over: %r", self._job, error
@@ -590,10 +586,26 @@ class JobTrigger(BaseTrigger):
         return dataclasses.replace(noted, state=status.raw or noted.state)
 
     async def _pushed(self, key: str) -> Any:
-        """Return an XCom of this task instance."""
+        """
+        Return an XCom of this task instance.
+
+        On a worker, whose loop has nothing else to do, at a stroke: the task talks with Airflow over one socket, whose
+        lock a question that is interrupted, by Airflow's timer say, would keep for ever.
+        """
         from airflow.sdk.execution_time.xcom import XCom
 
+        if self._args.on_worker:
+            return XCom.get_one(key=key, **self._task_key())
         return await asyncio.wait_for(XCom.aget_one(key=key, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN)
+
+    async def _push(self, key: str, value: Any) -> None:
+        """Write an XCom of this task instance; on a worker as :meth:`_pushed` reads it."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        if self._args.on_worker:
+            XCom.set(key=key, value=value, **self._task_key())
+        else:
+            await asyncio.wait_for(XCom.aset(key=key, value=value, **self._task_key()), _AIRFLOW_ANSWERS_WITHIN)
 
     async def _task_state(self) -> str | None:
         """Return the state of the task instance, as :func:`state_of` does."""
@@ -601,12 +613,11 @@ class JobTrigger(BaseTrigger):
 
     async def push_links(self, links: Mapping[Link, str]) -> None:
         """Let Airflow's UI show where the job has come to, for as long as this try is in charge."""
-        from airflow.sdk.execution_time.xcom import XCom
 
         async def push() -> None:
             if await self._is_in_charge():
                 for link, url in links.items():
-                    await XCom.aset(key=link.xcom_key, value=url, **self._task_key())
+                    await self._push(link.xcom_key, url)
 
         with contextlib.suppress(Exception):  # a link is a convenience
             await asyncio.wait_for(push(), _AIRFLOW_ANSWERS_WITHIN)
@@ -681,7 +692,7 @@ class _Narrator:
         if said != self._said:
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
             self._trigger.log.info("%s is %s%s%s", status.job, status.raw or status.state.value, why, links)
-        if status.links and self._trigger._args.push_links and (last is None or last.links != status.links):
+        if status.links and not self._trigger._args.on_worker and (last is None or last.links != status.links):
             await self._trigger.push_links(status.links)
 
     def outage(self, outage: Outage | None) -> None:

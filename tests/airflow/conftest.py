@@ -91,6 +91,11 @@ class Stage:
                 values.append(number)
         return values
 
+    def wait_for_count(self, metric: str, conn_id: str, value: str = "1", kind: str = "c") -> None:
+        """Wait until a value of one of this package's metrics has come: it is sent with nobody waiting for it."""
+        what = f"{metric} of {conn_id} to be {value}"
+        wait_until(lambda: value in self.counted(metric, conn_id, kind), 60, what, interval=0.2)
+
     def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
         """Have a connection in Airflow's database, or change it there."""
         body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
@@ -167,14 +172,34 @@ class Run:
     def wait(self, *states: str, deadline: float = 150, try_number: int | None = None) -> TaskInstance:
         """Wait until the task is in one of the states."""
 
-        def reached() -> TaskInstance | None:
-            now = self.ti
-            return now if now.state in states and try_number in (None, now.try_number) else None
+        def reached() -> bool:
+            state, number = self.state()
+            return state in states and try_number in (None, number)
 
         try:
-            return wait_until(reached, deadline, f"{self.dag} to be {' or '.join(states)}", interval=0.5)
+            wait_until(reached, deadline, f"{self.dag} to be {' or '.join(states)}", interval=0.3)
         except TimeoutError as error:
             raise AssertionError(f"{error}: it is {self.ti.state}\n{self.logs()}") from None
+        return self.ti
+
+    def state(self) -> tuple[str | None, int]:
+        """
+        Return the task's state and the number of its try, as the database has them.
+
+        For who asks again and again: asking the API server costs it more than all else that goes on.
+        """
+        return self.states()[-1]
+
+    def states(self) -> dict[int, tuple[str | None, int]]:
+        """Return the same of all map indexes, -1 for a task that is not mapped."""
+        rows = self.stage.postgres.query(
+            "SELECT map_index, state, try_number FROM task_instance "
+            "WHERE dag_id = %(dag)s AND run_id = %(run)s AND task_id = %(task)s",
+            dag=self.dag,
+            run=self.id,
+            task=self.task,
+        )
+        return {index: (state, number) for index, state, number in rows}
 
     def wait_for_driver(self, *states: str, deadline: float = 120) -> Driver:
         """Wait until the run has a driver, in one of the states."""
@@ -183,18 +208,32 @@ class Run:
             return next((d for d in self.drivers() if not states or d.state in states), None)
 
         try:
-            return wait_until(reached, deadline, f"a driver that is {states}", interval=0.1)
+            return wait_until(reached, deadline, f"a driver that is {states}", interval=0.3)
         except TimeoutError as error:
             raise AssertionError(f"{error}: the master lists {self.drivers()}\n{self.logs()}") from None
 
     def wait_until_followed(self) -> None:
         """Wait until the trigger runs: a task that is marked before reaches no code of ours."""
-        wait_until(
-            lambda: " is running" in self.log(self.ti.try_number).lower(),
-            120,
-            f"the trigger of {self.dag}",
-            interval=1,
-        )
+        self.wait_until_said(" is running", try_number=self.state()[1])
+
+    def wait_until_said(self, part: str, *, try_number: int = 1, map_index: int = -1, deadline: float = 120) -> None:
+        """
+        Wait until a message of the task's log has a part, whatever the case of its letters; read from the files.
+
+        :param part: beginning, or ending, with a line break if the message is to.
+        """
+        folder = self.stage.airflow.home / "logs" / f"dag_id={self.dag}" / f"run_id={self.id}" / f"task_id={self.task}"
+        if map_index >= 0:
+            folder /= f"map_index={map_index}"
+
+        def said() -> bool:
+            files = folder.glob(f"attempt={try_number}.log*")  # one of the worker, one of each triggerer
+            return any(part.lower() in f"\n{message}\n".lower() for file in files for message in messages_in(file))
+
+        try:
+            wait_until(said, deadline, f"{part!r} in the log of {self.dag}", interval=0.3)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def drivers(self) -> list[Driver]:
         """Return the drivers that were submitted since this run began, by the master's own record."""
@@ -243,11 +282,13 @@ class Run:
         """
 
         def ended() -> str | None:
-            state = self.stage.airflow.api("GET", f"/dags/{self.dag}/dagRuns/{self.id}")["state"]
+            ((state,),) = self.stage.postgres.query(
+                "SELECT state FROM dag_run WHERE dag_id = %(dag)s AND run_id = %(run)s", dag=self.dag, run=self.id
+            )
             return str(state) if state in ENDED else None
 
         try:
-            return wait_until(ended, deadline, f"the run of {self.dag} to end", interval=0.5)
+            return wait_until(ended, deadline, f"the run of {self.dag} to end", interval=0.3)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
@@ -338,7 +379,12 @@ def stage(
                     **IMPATIENT,
                     "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60},
                     "triggerer": {**IMPATIENT["triggerer"], "triggerer_health_check_threshold": 10},
-                    "metrics": {"statsd_on": True, "statsd_port": statsd_port, "statsd_influxdb_enabled": True},
+                    "metrics": {
+                        "statsd_on": True,
+                        "statsd_port": statsd_port,
+                        "statsd_influxdb_enabled": True,
+                        "metrics_allow_list": "durable_spark",
+                    },
                 },
                 env=env,
             ) as airflow,
@@ -360,6 +406,13 @@ def stage(
                 metrics=metrics,
             )
     shutil.rmtree(dags, ignore_errors=True)
+
+
+def messages_in(file: Path) -> Iterator[str]:
+    """Give the messages of a file of a task's log, which may be written to at this moment."""
+    for line in file.read_text(errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            yield str(json.loads(line).get("event"))
 
 
 def proxy_of(cluster: KubernetesCluster | None) -> Proxy:

@@ -244,7 +244,7 @@ def test_the_job_ends_while_the_broker_is_away(stage: CeleryStage, broker: Redis
     job.wait_until_followed()
     broker.server.kill()
     open_gate(job)
-    wait_until(lambda: job.ti.try_number > 1, 90, "the try to be lost", interval=0.2)
+    wait_until(lambda: job.state()[1] > 1, 90, "the try to be lost", interval=0.2)
     broker.start()
     assert job.wait(*ENDED).state == "success"
     assert job.pods() == [pod]

@@ -113,7 +113,7 @@ def test_a_file_that_is_broken_for_a_while_costs_no_job(stage: Stage, run: Calla
     put(stage, "code_broken", BROKEN)
     wait_until(lambda: "code_broken.py" in broken_files(stage), 60, "the file to be found broken again", interval=1)
     open_gate(job)
-    wait_until(lambda: "Trigger fired event" in job.log(2), 60, "the trigger to have reported the end", interval=1)
+    job.wait_until_said("Trigger fired event", try_number=2, deadline=60)
     write(stage, "code_broken", application_args=["new", GATE, "0"])
     ended = job.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 2), job.logs()

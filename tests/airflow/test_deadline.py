@@ -169,7 +169,7 @@ def test_the_last_try_gives_up_and_a_clear_finds_the_cluster_away(stage: Stage, 
         assert job.wait_for_end() == "failed"
         assert job.ti.try_number == 2
         assert "OutageTooLong" in job.logs()
-        assert "1" in stage.counted("poll_errors", "kubernetes_proxied")
+        stage.wait_for_count("poll_errors", "kubernetes_proxied")
         assert f"spark:{old.name} may still run, and no try is left. The way out: clear the task" in job.logs()
         is_there_to_be_seen(job)
         clear(job)

@@ -7,6 +7,7 @@ Counted by the API server's audit log: one pod per submission, whatever died whe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -82,17 +83,19 @@ def test_killed_before_the_request_left(stage: Stage, run: Callable[..., Run]) -
 @together
 def test_killed_before_the_uid_was_stored(stage: Stage, run: Callable[..., Run]) -> None:
     """The pod exists, its uid never came to the store: the intent holds its name."""
-    with stage.execution_api.holding(
-        "PUT", STORE, body=r'"job": ?\["spark:pod-no-uid-job-[^"]+", ?"[0-9a-f-]{36}"'
-    ) as held:
+    api, with_uid = stage.execution_api, r'"job": ?\["spark:pod-no-uid-job-[^"]+", ?"[0-9a-f-]{36}"'
+    with api.holding("PUT", STORE, body=with_uid) as held:
         job = run("pod_no_uid", seconds="40")
-        held.wait()
+        path = re.escape(held.wait().path)
         pod = job.wait_for_pod("Running")
         job.kill()
-        held.drop()
+        with api.failing(400, method="PUT", path=path, body=with_uid):
+            before = api.count("PUT", path)
+            held.drop()
+            wait_until(lambda: api.count("PUT", path) > before, 60, "the supervisor to send it again", interval=0.2)
     assert job.wait(*ENDED, deadline=120).state == "success"
     assert job.pods() == [pod]
-    assert "1" in stage.counted("adoptions.found", "kubernetes")
+    stage.wait_for_count("adoptions.found", "kubernetes")
 
 
 # --- from submission to verdict
@@ -178,7 +181,7 @@ def test_pod_that_never_starts_is_reported_and_fails_in_time(stage: Stage, run: 
     job.wait("deferred")
     pod = job.wait_for_pod("Pending")
     cause = 'Container image "no/such:image" is not present with pull policy of Never'
-    wait_until(lambda: cause in job.log(), 30, "the cause in the task's log", interval=0.2)
+    job.wait_until_said(cause, deadline=30)
     assert job.ti.state == "deferred", "it is told while the task waits"
     assert job.wait(*ENDED).state == "failed"
     said = job.logs()

@@ -161,7 +161,7 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
         ):
             assert known in said, known
     for conn_id in ("kubernetes", "spark_default"):
-        assert "1" in stage.counted("lost_jobs", conn_id)
+        stage.wait_for_count("lost_jobs", conn_id)
     for job in (seen, driver_seen):
         ended = job.wait(*ENDED)
         assert (ended.state, ended.try_number) == ("success", 1), job.logs()

@@ -40,16 +40,20 @@ class Mapped:
         """Wait until all, or one, are in one of the states, in this try or a later one."""
 
         def reached() -> bool:
-            tis = {i: ti for i, ti in self.tis().items() if index in (None, i) and ti.state != "removed"}
-            return bool(tis) and all(ti.state in states and ti.try_number >= try_number for ti in tis.values())
+            seen = [told for i, told in self.states().items() if index in (None, i) and told[0] != "removed"]
+            return bool(seen) and all(state in states and number >= try_number for state, number in seen)
 
         what = f"{self.run.dag}[{'all' if index is None else index}] to be {' or '.join(states)}"
         try:
             wait_until(reached, deadline, what, interval=1)
         except TimeoutError as error:
-            seen = {i: (ti.state, ti.try_number) for i, ti in self.tis().items()}
-            logs = "\n".join(self.log(i, ti.try_number)[-2000:] for i, ti in self.tis().items())
+            seen = self.states()
+            logs = "\n".join(self.log(i, number)[-2000:] for i, (_, number) in seen.items())
             raise AssertionError(f"{error}: they are {seen}\n{logs[-8000:]}") from None
+
+    def states(self) -> dict[int, tuple[str | None, int]]:
+        """Return the state and the number of the try by map index, once the task is expanded."""
+        return {index: told for index, told in self.run.states().items() if index >= 0}
 
     def log(self, index: int, try_number: int = 1) -> str:
         return self.run.stage.airflow.log_text(*self.run.key, try_number, index)
@@ -59,11 +63,8 @@ class Mapped:
 
     def wait_for_line(self, part: str) -> None:
         """Wait until the first try's log of each index has a line with this in it."""
-        for index in self.tis():
-            try:
-                wait_until(lambda: part in self.log(index), 60, f"{part!r}", interval=1)  # noqa: B023
-            except TimeoutError as error:
-                raise AssertionError(f"{error} in the log of {self.run.dag}[{index}]:\n{self.log(index)}") from None
+        for index in self.states():
+            self.run.wait_until_said(part, map_index=index, deadline=60)
 
     def pods(self) -> dict[str, list[ShellPod]]:
         """Return the pods that were created for each item, the oldest first."""
@@ -154,7 +155,7 @@ def test_cleared_with_a_list_that_changed_and_shrank(stage: Stage, run: Callable
     """Of kwargs, ``on_clear="reconnect"`` takes up the job of an item that stayed in its place, and of no other."""
     set_items(stage, dag, "a b c d")
     job = Mapped(run(dag, task="job" if dag == "map_kwargs" else "each.job"))
-    wait_until(lambda: len(job.tis()) == 4, 60, "the expansion", interval=1)
+    wait_until(lambda: len(job.states()) == 4, 60, "the expansion", interval=1)
     job.wait("deferred")
     job.wait_for_line(" is Running")
     old = job.wait_for_pods({"a": 1, "b": 1, "c": 1, "d": 1})
@@ -205,7 +206,7 @@ def test_cleared_and_moved_before_the_list_is_made_again(stage: Stage, run: Call
     """
     set_items(stage, "map_slow", "a b")
     job = Mapped(run("map_slow"))
-    wait_until(lambda: len(job.tis()) == 2, 60, "the expansion", interval=1)
+    wait_until(lambda: len(job.states()) == 2, 60, "the expansion", interval=1)
     job.wait("deferred")
     job.wait_for_line(" is Running")
     pods = job.wait_for_pods({"a": 1, "b": 1})
@@ -218,8 +219,8 @@ def test_cleared_and_moved_before_the_list_is_made_again(stage: Stage, run: Call
         wait_until(lambda: triggerer_of(0) not in (None, before[0]), 60, "another triggerer to take over", interval=1)
     finally:
         late.thaw()
-    wait_until(lambda: "invoking on_kill" in job.log(0), 60, "the late triggerer to let go", interval=1)
-    wait_until(lambda: "its task is no_status" in job.log(0), 30, "it to leave the job alone", interval=1)
+    job.run.wait_until_said("invoking on_kill", map_index=0, deadline=60)
+    job.run.wait_until_said("its task is no_status", map_index=0, deadline=30)
     Path(stage.airflow.home, "gates", f"{job.run.id}-2").touch()
     job.wait("deferred", try_number=2)
     assert "Reconnecting to existing job" in job.log(0, 2)

@@ -65,7 +65,7 @@ def test_what_became_of_a_killed_worker_is_counted_and_told(stage: Stage, run: C
     told = job.xcoms()["durable_spark_decision"]
     assert told["why"] == "the cluster says Running"
     assert (told["decision"], told["try_number"], told["job_id"]) == ("reconnect", 2, job.store()["spark_job_id"])
-    wait_until(lambda: "1" in stage.counted("followed_jobs", "counted", "g"), 60, "the gauge of followed jobs")
+    stage.wait_for_count("followed_jobs", "counted", "1", "g")
     open_gate(job)
     assert job.wait(*ENDED).state == "success"
     wait_until(lambda: stage.counted("followed_jobs", "counted", "g")[-1] == "0", 60, "the gauge to fall")

@@ -70,7 +70,7 @@ def wait_for(job: Run, condition: Callable[[], T | None], what: str, deadline: f
 
 def wait_for_line(job: Run, part: str, *, try_number: int = 1) -> None:
     """Wait until a try's log has a line with this in it."""
-    wait_for(job, lambda: part in job.log(try_number), repr(part))
+    job.wait_until_said(part, try_number=try_number, deadline=90)
 
 
 def wait_for_kill(job: Run) -> datetime:
@@ -335,7 +335,7 @@ def test_cleared_with_its_store_dropped_and_followed_on_if_so_asked(stage: Stage
     clear_with_its_store(job)
     job.wait("deferred", try_number=2)
     assert f"Adopting spark:{old.name}" in job.log(2)
-    assert "1" in stage.counted("adoptions.labelled", "kubernetes")
+    stage.wait_for_count("adoptions.labelled", "kubernetes")
     ends_well(job, 1)
     assert job.pods() == [old]
 

@@ -105,7 +105,7 @@ OnEachCluster = Callable[[Callable[[Scene], None]], None]
 def test_still_active_is_followed_on(on_each_cluster: OnEachCluster) -> None:
     def scene(on: Scene) -> None:
         with on.last_look() as held:
-            job = on.submit("dropin", seconds="20")
+            job = on.submit("dropin", seconds="40")
             held.wait(90)
             first = job.wait_for_job("running")
             job.life.kill()
@@ -185,7 +185,7 @@ def test_marked_by_a_person_it_is_killed_and_so_is_what_it_submitted(on_each_clu
 def test_upstreams_task_in_flight_is_taken_up(on_each_cluster: OnEachCluster) -> None:
     def scene(on: Scene) -> None:
         on.change_operator(to_ours=False)
-        job = on.submit(f"changing_{on.cluster}", seconds="20")
+        job = on.submit(f"changing_{on.cluster}", seconds="40")
         first = job.wait_for_job("running")
         wait_until(lambda: job.life.store().get("spark_job_id") == first.id, 60, "upstream to store the ID")
         on.change_operator(to_ours=True)
@@ -194,7 +194,7 @@ def test_upstreams_task_in_flight_is_taken_up(on_each_cluster: OnEachCluster) ->
         assert job.life.wait(*ENDED, deadline=120).state == "success", job.life.logs()
         assert job.jobs() == [Job(first.id, "succeeded")]
         assert f"Adopting {first.id}" in job.life.log(2)
-        assert "1" in on.stage.counted("adoptions.stored", f"submit_{on.cluster}")
+        on.stage.wait_for_count("adoptions.stored", f"submit_{on.cluster}")
 
     on_each_cluster(scene)
 
@@ -203,7 +203,7 @@ def test_our_task_in_flight_is_taken_up_by_upstream(on_each_cluster: OnEachClust
     def scene(on: Scene) -> None:
         on.change_operator(to_ours=True)
         with on.last_look() as held:
-            job = on.submit(f"changing_{on.cluster}", seconds="20")
+            job = on.submit(f"changing_{on.cluster}", seconds="40")
             held.wait(90)
             first = job.wait_for_job("running")
             on.change_operator(to_ours=False)

@@ -21,6 +21,7 @@ from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark import SparkJobOperator
 from durable_spark.triggers.feed import FeedKey, join
+from durable_spark.triggers.job import NOTE_XCOM_KEY, JobTrigger
 from tests.unit import tries
 from tests.unit.test_feed import PolledHook, follow, hook, state
 from tests.unit.test_operator import elsewhere, event, instance, job_of, service
@@ -224,6 +225,26 @@ class TestTheWorkersOwnLife:
             first.execute()
         assert (service.kills, service.releases) == (["job-1"], ["job-1"])
         assert first.record["verdict"]["state"] == "failed"
+        assert set(airflow["pushed"]) == {NOTE_XCOM_KEY}
+        assert "cut_off_able" not in airflow, "a question to Airflow that the timer interrupts keeps its lock"
+
+    def test_what_the_timer_interrupts_does_not_go_on(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What Airflow's timer raises leaves the loop in the midst of the waiting."""
+        first = instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=datetime.timedelta(hours=1))
+        original, followed = JobTrigger._follow, []
+
+        async def follow(self: Any, hook_class: Any) -> Any:
+            try:
+                return await original(self, hook_class)
+            finally:
+                followed.append(list(service.kills))
+
+        monkeypatch.setattr(JobTrigger, "_follow", follow)
+        with alarm(10), timeout(0.3), pytest.raises(AirflowTaskTimeout, match="job-1 was killed"):
+            first.execute()
+        assert (followed, service.kills) == ([[]], ["job-1"]), "it was over before the kill"
 
     def test_a_hook_that_cannot_close_hides_no_deferral(
         self, instance: TaskInstance, monkeypatch: pytest.MonkeyPatch

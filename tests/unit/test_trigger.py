@@ -61,25 +61,35 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Airflow would say: the state of the task instance, and the XCom of the try in charge."""
     said: dict[str, Any] = {"state": "deferred", "try": {"token": TOKEN, "ti_id": "this"}, "pushed": {}}
 
-    async def get(*, key: str, **_: Any) -> Any:
+    def get(*, key: str, **_: Any) -> Any:
         if key != TRY_XCOM_KEY:
             return said["pushed"].get(key)
         if isinstance(said["try"], Exception):
             raise said["try"]
         return said["try"]
 
-    async def push(*, key: str, value: Any, **_: Any) -> None:
+    def push(*, key: str, value: Any, **_: Any) -> None:
         if said.get("deaf"):
             raise said["deaf"]
         said["pushed"][key] = value
+
+    async def aget(**asked: Any) -> Any:
+        said["cut_off_able"] = True
+        return get(**asked)
+
+    async def apush(**asked: Any) -> None:
+        said["cut_off_able"] = True
+        push(**asked)
 
     def state_of(**_: Any) -> Any:
         if isinstance(said["state"], Exception):
             raise said["state"]
         return said["state"]
 
-    monkeypatch.setattr(XCom, "aget_one", get)
-    monkeypatch.setattr(XCom, "aset", push)
+    monkeypatch.setattr(XCom, "get_one", get)
+    monkeypatch.setattr(XCom, "set", push)
+    monkeypatch.setattr(XCom, "aget_one", aget)
+    monkeypatch.setattr(XCom, "aset", apush)
     monkeypatch.setattr(trigger_module, "state_of", state_of)
     return said
 
@@ -857,7 +867,7 @@ class TestStartTimeout:
 class TestNarration:
     @staticmethod
     async def lines(capsys: pytest.CaptureFixture[str], *statuses: JobStatus) -> list[str]:
-        narrator = trigger_module._Narrator(trigger(push_links=False))
+        narrator = trigger_module._Narrator(trigger(on_worker=True))
         for told in statuses:
             await narrator.status(told)
         return [line for line in capsys.readouterr().out.splitlines() if "job-1" in line]

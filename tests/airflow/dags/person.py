@@ -1,13 +1,11 @@
 """
 Dags whose tasks a person clears, marks, deletes or pauses, or whose time runs out.
 
-Each driver but those of the other clusters is a pod, which lives until the gate of its run is opened, or until it is
-killed.
+Each driver is a pod, which lives until the gate of its run is opened, or until it is killed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import timedelta
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
-from durable_spark.operators.spark_submit import SparkSubmitOperator
 from tests.airflow.small_jobs import GATE, pod_of
 
 NAMED = {"AIRFLOW__DURABLE_SPARK__DEPLOYMENT": "person"}
@@ -83,25 +80,6 @@ dag_of_one("time_moved", execution_timeout=timedelta(seconds=55), retries=0)
 for name in ("time_run", "time_run_waiting"):
     with dag_of(name, dagrun_timeout=SOON):
         pod(deferrable=name == "time_run")
-
-# On the other clusters, where a job costs a JVM
-
-for cluster, arguments in json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}")).items():
-    if cluster != "kubernetes":
-        operator, conn_id = {
-            "standalone": (SparkJobOperator, "spark_default"),
-            "yarn": (SparkSubmitOperator, "submit_yarn"),
-        }[cluster]
-        application_args = [*arguments.get("application_args", ()), "600", "0"]
-        own = {"task_id": "job", "conn_id": conn_id, "retries": 0, "poll_interval": 1}
-        arguments = {**arguments, **own, "application_args": application_args}
-        for topic, memory, more in (
-            ("other", "170m", {}),
-            ("time", "171m", {"execution_timeout": timedelta(minutes=1)}),
-        ):
-            mark = {"driver_memory": memory} if cluster == "standalone" else {"name": f"{topic}_{cluster}"}
-            with dag_of(f"{topic}_{cluster}"):
-                operator(**{**arguments, **mark, **more})
 
 # No try left
 
