@@ -237,6 +237,17 @@ class Airflow(Startable):
             self._guard.wait(30)
             self._guard = None
 
+    def revive(self) -> None:
+        """Start what has died by itself, as a service manager would; return when all of it is healthy."""
+
+        def healthy() -> bool:
+            for server in self.servers:
+                if not server.alive:  # or again, for want of another one
+                    server.start()
+            return self._healthy()
+
+        wait_until(healthy, 120, "a healthy Airflow", interval=0.5)
+
     def kill_triggerer(self, number: int = 0) -> None:
         """Kill -9 a triggerer, with the child process in which its triggers run."""
         self.triggerers[number].kill()

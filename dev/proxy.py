@@ -19,6 +19,7 @@ import dataclasses
 import re
 import ssl
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ class Request(NamedTuple):
     """With the query."""
     body: str
     headers: Mapping[str, str]
+    at: float
+    """When it came, by ``time.monotonic()``."""
 
 
 class _Pattern:
@@ -316,7 +319,8 @@ class Proxy:
 
     async def _handle(self, incoming: web.Request) -> web.StreamResponse:
         content = await incoming.read()
-        request = Request(incoming.method, incoming.path_qs, content.decode(errors="replace"), incoming.headers)
+        text = content.decode(errors="replace")
+        request = Request(incoming.method, incoming.path_qs, text, incoming.headers, time.monotonic())
         self.requests.append(request)
         hold = next((hold for hold in self._holds if hold._takes(request)), None)
         if hold and not hold.after and not await hold._decision(request):

@@ -26,6 +26,7 @@ from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
 from tests.airflow.collectors import statsd
+from tests.airflow.small_jobs import MEMORY
 from tests.airflow.together import Together, in_order
 from tests.clusters import CLUSTERS, Clusters, change_import
 from tests.conftest import or_none
@@ -114,6 +115,15 @@ class Stage:
         """
         return self.execution_api.holding("GET", rf"{LAST_LOOK}.*dag_id={dag}&")
 
+    def submitting(self, dag: str, *, after: bool = False) -> contextlib.AbstractContextManager[Hold]:
+        """
+        Hold back the request by which a Dag of ``spark_proxied`` submits its driver.
+
+        :param after: hold back the answer instead.
+        """
+        memory = f'"spark.driver.memory": ?"{MEMORY[dag]}m"'
+        return self.rest.holding("POST", "/v1/submissions/create", body=memory, after=after)
+
     @contextlib.contextmanager
     def killed_before_it_defers(self, run: Callable[..., Run], dag: str, **options: str) -> Iterator[Run]:
         """Trigger a run whose task is about to defer; at the end of the block the task's process is killed."""
@@ -152,7 +162,8 @@ class Run:
     """
     One run of a Dag, and one of its tasks.
 
-    Whose a driver is is told by the time alone: tests of drivers do not run side by side. Pods bear the Dag's name.
+    Pods bear the Dag's name. Whose a driver is is told by its memory, if the Dag's is its own
+    (:data:`tests.airflow.small_jobs.MEMORY`), else by the time alone: such Dags do not run side by side.
     """
 
     stage: Stage
@@ -237,7 +248,11 @@ class Run:
 
     def drivers(self) -> list[Driver]:
         """Return the drivers that were submitted since this run began, by the master's own record."""
-        return [driver for driver in self.stage.cluster.drivers() if driver.id not in self._before]
+        return [
+            driver
+            for driver in self.stage.cluster.drivers()
+            if driver.id not in self._before and driver.memory == MEMORY.get(self.dag, driver.memory)
+        ]
 
     def pods(self) -> list[CreatedPod]:
         """Return the pods that were created for this Dag since the run began, the oldest first."""

@@ -15,6 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import DAG, Param
+
+from durable_spark.operators.spark import SparkJobOperator
 from tests.airflow.lives import lives_of
 
 if TYPE_CHECKING:
@@ -22,9 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GATE",
+    "MEMORY",
     "RETRIED",
     "ShellPod",
     "alive_at_once",
+    "dag_of_driver",
+    "dag_of_pod",
     "pod_of",
     "shell_pod",
     "shell_pods",
@@ -35,6 +41,14 @@ HOME = "/airflow"
 """Where a pod finds Airflow's folder."""
 GATE = f"{HOME}/gates/{{{{ run_id }}}}"
 """For which a pod may wait."""
+_DAGS_OF_DRIVERS = [
+    *(f"driver_{trouble}" for trouble in ("refused", "hang", "half", "garbage", "e500", "e429", "token", "long")),
+    *(f"life_{way}" for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked")),
+    *(f"lost_driver{what}" for what in ("", "_seen", "_again")),
+    *(f"retry_{case}" for case in ("active", "succeeded", "failed", "unsent", "sent", "unstored", "resuming")),
+]
+MEMORY = {dag: 140 + number for number, dag in enumerate(_DAGS_OF_DRIVERS)}
+"""Of the drivers of Dags that run side by side, in megabytes: nobody else's have so much."""
 RETRIED: dict[str, Any] = {
     "poll_interval": 1,
     "retries": 2,
@@ -96,6 +110,27 @@ def small_driver(seconds: str, exit_code: str) -> dict[str, Any]:
         "conn_id": "spark_default",
         **RETRIED,
     }
+
+
+_EXIT_CODE = "{{ params.exit_code }}"
+
+
+def dag_of_pod(dag_id: str, **arguments: Any) -> None:
+    """Make a Dag whose one job is a pod that lives until the gate of its run is opened; ``exit_code`` is a param."""
+    script = f"until [ -e {GATE} ]; do sleep 0.3; done; echo exiting with {_EXIT_CODE}; exit {_EXIT_CODE}"
+    _dag_of_one(dag_id, **{**pod_of(script), **arguments})
+
+
+def dag_of_driver(dag_id: str, **arguments: Any) -> None:
+    """Do as :func:`dag_of_pod` does, with a driver on a standalone cluster, which is known by its memory."""
+    gate = os.environ["AIRFLOW_HOME"] + "/gates/{{ run_id }}"
+    own = {**small_driver(gate, _EXIT_CODE), "driver_memory": f"{MEMORY[dag_id]}m"}
+    _dag_of_one(dag_id, **{**own, **arguments})
+
+
+def _dag_of_one(dag_id: str, **arguments: Any) -> None:
+    with DAG(dag_id, schedule=None, params={"exit_code": Param("0", type="string")}):
+        SparkJobOperator(task_id="job", **arguments)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dev.processes import wait_until
+from dev.processes import process, wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
+from tests.airflow.together import together
 
 
+@together
 def test_deferred_with_its_slot_free(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("life", seconds="12")
+    life = run("life_deferred", seconds="12")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
     assert life.store()["spark_job_id"] == life.xcoms()["spark_job_id"] == driver.id
@@ -22,7 +24,9 @@ def test_deferred_with_its_slot_free(stage: Stage, run: Callable[..., Run]) -> N
     links = stage.airflow.links(*life.key)
     assert driver.id in str(links["Driver log"])
     assert re.match(r"http://127\.0\.0\.1:\d+/#", str(links["Job"]))
-    assert not life_has_a_process(stage)
+    pid = life.ti.pid
+    assert pid is not None
+    assert process(pid) is None, "nothing of it runs"
     ended = life.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 1)
     assert life.xcoms()["return_value"] == driver.id
@@ -31,46 +35,45 @@ def test_deferred_with_its_slot_free(stage: Stage, run: Callable[..., Run]) -> N
     assert [log.count(f"{driver.id} is {state}\n") for state in ("RUNNING", "FINISHED")] == [1, 2]
 
 
-def life_has_a_process(stage: Stage) -> bool:
-    """Whether any worker of the executor runs a task now."""
-    running = stage.airflow.api("GET", "/dags/~/dagRuns/~/taskInstances", params={"state": "running"})
-    return bool(running["total_entries"])
-
-
-def test_a_job_that_ends_at_once_does_not_burn_the_try(run: Callable[..., Run]) -> None:
+@together
+def test_a_job_that_ends_at_once_does_not_burn_the_try(stage: Stage, run: Callable[..., Run]) -> None:
     """An event within the first seconds after a deferral makes Airflow's scheduler fail the try."""
-    life = run("single", seconds="0")
+    life = run("life_short", seconds="0")
     ended = life.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 1)
 
 
-def test_failure_says_what_the_cluster_said(run: Callable[..., Run]) -> None:
-    life = run("single", seconds="0", exit_code="3")
+@together
+def test_failure_says_what_the_cluster_said(stage: Stage, run: Callable[..., Run]) -> None:
+    life = run("life_failing", seconds="0", exit_code="3")
     assert life.wait(*ENDED).state == "failed"
     said = life.logs()
     assert "ended as FAILED" in said
     assert "exiting with 3" in said, "the last lines of the driver's stderr"
 
 
-def test_waiting_on_the_worker(run: Callable[..., Run]) -> None:
-    life = run("blocking", seconds="3")
+@together
+def test_waiting_on_the_worker(stage: Stage, run: Callable[..., Run]) -> None:
+    life = run("life_blocking", seconds="3")
     life.wait("running")
     assert life.wait(*ENDED).state == "success"
     assert "Deferring" not in life.log()
     assert [d.state for d in life.drivers()] == ["FINISHED"]
 
 
+@together
 def test_marked_while_it_waits_on_the_worker(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("blocking", seconds="300")
+    life = run("life_blocking_marked", seconds="300")
     life.wait_for_driver("RUNNING")
     stage.airflow.set_state(*life.key, "failed")
     life.wait_for_driver("KILLED", deadline=60)
 
 
+@together
 def test_marked_while_it_submits(stage: Stage, run: Callable[..., Run]) -> None:
     """The request is on its way when the task is marked: the driver that it makes is killed before the deferral."""
-    with stage.rest.holding("POST", "/v1/submissions/create") as held:
-        life = run("proxied", seconds="300")
+    with stage.submitting("life_marked") as held:
+        life = run("life_marked", seconds="300")
         held.wait()
         stage.airflow.set_state(*life.key, "success")
     life.wait_for_driver("KILLED", deadline=60)

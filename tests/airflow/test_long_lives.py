@@ -78,15 +78,17 @@ def is_gone(job: Run) -> bool:
 def test_a_record_expires_only_when_its_job_has_ended(stage: Stage, run: Callable[..., Run]) -> None:
     with stage.killed_before_it_defers(run, "long_retry") as job:
         pod = job.wait_for_pod("Running")
-        age(job, "task_state_store")
-        kept = job.store()
-        assert {*LIVE} < kept.keys(), "there is something beside that may expire"
-        listed = clean_store(job, "--dry-run")
-        assert job.store() == kept
-        for key in kept:
-            assert (f"key {key!r}" in listed) == (key not in LIVE)
-        clean_store(job)
-        assert job.store() == {key: kept[key] for key in LIVE}
+        stage.airflow.pause(job.dag)
+    age(job, "task_state_store")
+    kept = job.store()
+    assert {*LIVE} < kept.keys(), "there is something beside that may expire"
+    listed = clean_store(job, "--dry-run")
+    assert job.store() == kept
+    for key in kept:
+        assert (f"key {key!r}" in listed) == (key not in LIVE)
+    clean_store(job)
+    assert job.store() == {key: kept[key] for key in LIVE}
+    stage.airflow.unpause(job.dag)
     job.wait("deferred", try_number=2)
     assert "Reconnecting to existing job" in job.log(2)
     open_gate(job)

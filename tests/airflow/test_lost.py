@@ -23,27 +23,11 @@ from tests.airflow.gates import open_gate
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
-    from dev.spark import Driver, StandaloneCluster
+    from dev.spark import StandaloneCluster
     from dev.yarn import YarnCluster
 
-MEMORY = {"lost_driver": 160, "lost_driver_seen": 161, "lost_driver_again": 162}
-"""Of each Dag's drivers, in megabytes: nobody else's have so much."""
 RETAINED = 200
 """Completed drivers that a master lists (``spark.deploy.retainedDrivers``)."""
-
-
-def drivers(job: Run) -> list[Driver]:
-    return [driver for driver in job.drivers() if driver.memory == MEMORY[job.dag]]
-
-
-def wait_for_driver(job: Run, *states: str) -> Driver:
-    """Wait until the run's latest driver is in one of the states."""
-
-    def reached() -> Driver | None:
-        made = drivers(job)
-        return made[-1] if made and made[-1].state in states else None
-
-    return wait_until(reached, 90, f"a driver of {job.dag} that is {states}", interval=0.2)
 
 
 def evict(cluster: StandaloneCluster, ids: set[str]) -> None:
@@ -113,7 +97,7 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
     pod, again = run("lost_pod"), run("lost_again")
     first = {job.dag: job.wait_for_followed_pod() for job in (pod, again)}
     for job in (driver, driver_again):
-        wait_for_driver(job, "RUNNING")
+        job.wait_for_driver("RUNNING")
         job.wait_until_followed()
     for app in apps:
         app.wait("deferred", deadline=120)
@@ -130,10 +114,10 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
         first["lost_seen"] = seen.wait_for_pod("Succeeded")
         for job in (driver, driver_again):
             open_gate(job)
-            wait_for_driver(job, "FINISHED")
+            job.wait_for_driver("FINISHED")
         for gone in first.values():
             stage.pod_cluster.delete_pod(gone.name, 0)
-        made = {job.dag: drivers(job) for job in (driver, driver_again, driver_seen)}
+        made = {job.dag: job.drivers() for job in (driver, driver_again, driver_seen)}
         with ThreadPoolExecutor() as pool:
             evicting = pool.submit(evict, stage.cluster, {d.id for one in made.values() for d in one})
             if yarn is not None:
@@ -167,17 +151,17 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
         assert (ended.state, ended.try_number) == ("success", 1), job.logs()
         assert job.store()["durable_spark"]["verdict"]["state"] == "succeeded"
     assert len(pod.pods()) == len(seen.pods()) == 1
-    assert drivers(driver) == drivers(driver_seen) == [], "nothing but what the master has forgotten"
+    assert driver.drivers() == driver_seen.drivers() == [], "nothing but what the master has forgotten"
 
     again.wait_for_pod("Running")
     open_gate(again)
-    wait_for_driver(driver_again, "FINISHED")
+    driver_again.wait_for_driver("FINISHED")
     for job in (again, driver_again):
         ended = job.wait(*ENDED)
         assert (ended.state, ended.try_number) == ("success", 1), job.logs()
     assert again.pods()[0] == first["lost_again"]
     assert len(again.pods()) == 2
-    assert len(drivers(driver_again)) == 1, "beside the one that the master has forgotten"
+    assert len(driver_again.drivers()) == 1, "beside the one that the master has forgotten"
     if yarn is not None:
         anew = wait_until(lambda: [app for app in yarn.apps() if app.id not in before], 90, "another application")
         assert len(anew) == 1

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.airflow.conftest import ENDED, Run, Stage
+from tests.airflow.together import together
 
 _STORE = r"/execution/store/"
 
 
+@together
 def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral."""
-    with stage.killed_before_it_defers(run, "life", seconds="15") as life:
+    with stage.killed_before_it_defers(run, "retry_active", seconds="15") as life:
         driver = life.wait_for_driver()
     life.wait("deferred", try_number=2)
     life.wait(*ENDED)
@@ -25,12 +27,13 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
     assert "Reconnecting to existing job" in life.log(2)
 
 
+@together
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver ends before the retry looks."""
-    with stage.killed_before_it_defers(run, "life", seconds="1") as life:
-        stage.airflow.pause("life")
+    with stage.killed_before_it_defers(run, "retry_succeeded", seconds="1") as life:
+        stage.airflow.pause("retry_succeeded")
     driver = life.wait_for_driver("FINISHED")
-    stage.airflow.unpause("life")
+    stage.airflow.unpause("retry_succeeded")
     ended = life.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 2)
     assert [d.id for d in life.drivers()] == [driver.id]
@@ -39,12 +42,13 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
     assert "Deferring" not in life.log(2)
 
 
+@together
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver fails before the retry looks."""
-    with stage.killed_before_it_defers(run, "life", seconds="1", exit_code="3") as life:
-        stage.airflow.pause("life")
+    with stage.killed_before_it_defers(run, "retry_failed", seconds="1", exit_code="3") as life:
+        stage.airflow.pause("retry_failed")
     first = life.wait_for_driver("FAILED")
-    stage.airflow.unpause("life")
+    stage.airflow.unpause("retry_failed")
     life.wait(*ENDED)
     drivers = life.drivers()
     assert drivers[0].id == first.id
@@ -53,10 +57,11 @@ def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> Non
     assert "Prior job in terminal state" in life.log(2)
 
 
+@together
 def test_killed_before_the_request_left(stage: Stage, run: Callable[..., Run]) -> None:
     """The intent is stored, nothing was sent: the retry proves that and submits."""
-    with stage.rest.holding("POST", "/v1/submissions/create") as held:
-        life = run("proxied", seconds="1")
+    with stage.submitting("retry_unsent") as held:
+        life = run("retry_unsent", seconds="1")
         held.wait()
         assert life.store()["durable_spark"]["job"] is None
         assert "spark_job_id" not in life.store()
@@ -68,10 +73,11 @@ def test_killed_before_the_request_left(stage: Stage, run: Callable[..., Run]) -
     assert "does not exist on the cluster" in life.log(2)
 
 
+@together
 def test_killed_after_the_master_has_acted(stage: Stage, run: Callable[..., Run]) -> None:
     """The driver exists, its ID never came back: the retry finds it by its launch command."""
-    with stage.rest.holding("POST", "/v1/submissions/create", after=True) as held:
-        life = run("proxied", seconds="15")
+    with stage.submitting("retry_sent", after=True) as held:
+        life = run("retry_sent", seconds="15")
         held.wait()
         driver = life.wait_for_driver()
         life.kill()
@@ -83,10 +89,11 @@ def test_killed_after_the_master_has_acted(stage: Stage, run: Callable[..., Run]
     assert f"Found {driver.id}" in life.log(2)
 
 
+@together
 def test_killed_before_the_id_was_stored(stage: Stage, run: Callable[..., Run]) -> None:
     """The ID came back, the store never heard of it."""
-    with stage.execution_api.holding("PUT", _STORE, body='"job": ?."driver-') as held:
-        life = run("life", seconds="10")
+    with stage.execution_api.holding("PUT", _STORE, body=r'(?=.*"retry_unstored\.job").*"job": ?\["driver-') as held:
+        life = run("retry_unstored", seconds="10")
         held.wait()
         driver = life.wait_for_driver()
         life.kill()
@@ -96,10 +103,11 @@ def test_killed_before_the_id_was_stored(stage: Stage, run: Callable[..., Run]) 
     assert [d.id for d in life.drivers()] == [driver.id]
 
 
+@together
 def test_killed_while_it_resumes(stage: Stage, run: Callable[..., Run]) -> None:
     """The trigger has reported the end; the process that was to write it down dies."""
-    with stage.execution_api.holding("PUT", _STORE, body='"verdict": ?{') as held:
-        life = run("life", seconds="1")
+    with stage.execution_api.holding("PUT", _STORE, body=r'(?=.*"retry_resuming\.job").*"verdict": ?\{') as held:
+        life = run("retry_resuming", seconds="1")
         held.wait(60)
         life.kill()
         held.drop()

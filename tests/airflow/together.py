@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Together", "from_the_start", "in_order", "together"]
 
-AT_ONCE = 6
+AT_ONCE = 8
 Story = Callable[..., None]
 
 

@@ -1,4 +1,4 @@
-"""Dags of the Airflow suite: one Spark-less driver each, whose length and exit code come from the run's conf."""
+"""One driver without Spark each, whose length and exit code come from the run's conf."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import Any
 from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.small_jobs import small_driver
+from tests.airflow.small_jobs import MEMORY, small_driver
 
 
-def dag_of_one_job(dag_id: str, **arguments: Any) -> DAG:
-    """Return a Dag whose task ``job`` runs ``Driver.java``."""
+def dag_of_one_job(dag_id: str, **arguments: Any) -> None:
     with DAG(
         dag_id=dag_id,
         schedule=None,
         params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
-    ) as dag:
+    ):
         job = small_driver("{{ params.seconds }}", "{{ params.exit_code }}")
-        SparkJobOperator(task_id="job", **{**job, **arguments})
-    return dag
+        memory = {"driver_memory": f"{MEMORY[dag_id]}m"} if dag_id in MEMORY else {}
+        SparkJobOperator(task_id="job", **{**job, **memory, **arguments})
 
 
-life = dag_of_one_job("life")
-proxied = dag_of_one_job("proxied", conn_id="spark_proxied")
-blocking = dag_of_one_job("blocking", deferrable=False)
-single = dag_of_one_job("single", retries=0)
+dag_of_one_job("life")
+for name in ("life_short", "life_failing"):
+    dag_of_one_job(name, retries=0)
+for name in ("life_blocking", "life_blocking_marked"):
+    dag_of_one_job(name, deferrable=False)
+for name in ("life_marked", "retry_unsent", "retry_sent"):
+    dag_of_one_job(name, conn_id="spark_proxied")
+for name in ("life_deferred", "retry_active", "retry_succeeded", "retry_failed", "retry_unstored", "retry_resuming"):
+    dag_of_one_job(name)
