@@ -165,24 +165,29 @@ class Masters:
 
     async def leading_view(self) -> View:
         """Return the leader's page, from the last known leader if it still leads."""
-        if self._leader is not None:
+        spared: dict[Master, DurableJobError] = {}
+        if (leader := self._leader) is not None:
             try:
-                view = await self._view(self._leader)
-            except ClusterError:
-                pass
+                view = await self._view(leader)
+            except ClusterError as error:
+                if isinstance(error, ClusterUnreachable) and error.retry_after is not None:
+                    spared[leader] = error
             else:
                 if view.leading:
                     return view
-        return await self.agreed_view()
+        return await self.agreed_view(spared)
 
-    async def agreed_view(self) -> View:
+    async def agreed_view(self, spared: Mapping[Master, DurableJobError] | None = None) -> View:
         """
         Return the leader's page, all masters asked.
 
+        :param spared: masters that have asked just now to be left alone for a while, and the errors that they are.
         :raises ClusterUnreachable: when none leads, or more than one says so.
         """
+        spared = spared or {}
         masters = (await self.settings()).masters
-        views, errors = await _all(self._view(master) for master in masters)
+        views, troubles = await _all(self._view(master) for master in masters if master not in spared)
+        errors = [*spared.values(), *troubles]
         leading = [view for view in views if view.leading]
         if len(leading) == 1:
             self._leader = await self.master_of(leading[0])

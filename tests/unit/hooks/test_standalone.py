@@ -809,6 +809,18 @@ async def test_neither_page_nor_rest(cluster: FakeCluster, hook: QuickHook) -> N
     assert caught.value.retry_after == 30.0
 
 
+async def test_a_page_that_is_to_be_left_alone_is_not_asked_twice(cluster: FakeCluster, hook: QuickHook) -> None:
+    """A master that does not answer well is asked once more, among all masters; not one that says when to come back."""
+    await hook.poll([UNKNOWN])
+    asked = cluster.master.asked("GET", "/json/")
+    cluster.master.ui = fixed(429, Retry_After="12")
+    cluster.master.rest = fixed(503)
+    with pytest.raises(ClusterUnreachable, match="/json/ answered 429") as caught:
+        await hook.poll([UNKNOWN])
+    assert caught.value.retry_after == 12.0
+    assert cluster.master.asked("GET", "/json/") == asked + 1
+
+
 async def test_10_000_drivers(cluster: FakeCluster, hook: QuickHook) -> None:
     jobs = [JobRef(cluster.ran(driver(n, "RUNNING"), None)["id"]) for n in range(10_000)]
     app = {"id": "app-20261123031302-0000", "name": "x" * 40, "state": "RUNNING", "submitdate": "x" * 28}
