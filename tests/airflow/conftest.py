@@ -225,20 +225,24 @@ class Run:
 
     def wait_until_followed(self) -> None:
         """Wait until the trigger runs: a task that is marked before reaches no code of ours."""
-        self.wait_until_said(" is running", try_number=self.state()[1])
+        self.wait_until_said(" is running", try_number=None)
 
-    def wait_until_said(self, part: str, *, try_number: int = 1, map_index: int = -1, deadline: float = 120) -> None:
+    def wait_until_said(
+        self, part: str, *, try_number: int | None = 1, map_index: int = -1, deadline: float = 120
+    ) -> None:
         """
         Wait until a message of the task's log has a part, whatever the case of its letters; read from the files.
 
         :param part: beginning, or ending, with a line break if the message is to.
+        :param try_number: ``None`` for the one that it has come to.
         """
         folder = self.stage.airflow.home / "logs" / f"dag_id={self.dag}" / f"run_id={self.id}" / f"task_id={self.task}"
         if map_index >= 0:
             folder /= f"map_index={map_index}"
 
         def said() -> bool:
-            files = folder.glob(f"attempt={try_number}.log*")  # one of the worker, one of each triggerer
+            number = self.states()[map_index][1] if try_number is None else try_number
+            files = folder.glob(f"attempt={number}.log*")  # one of the worker, one of each triggerer
             return any(part.lower() in f"\n{message}\n".lower() for file in files for message in messages_in(file))
 
         try:
