@@ -468,11 +468,13 @@ def runs_of(stage: Stage) -> Iterator[Callable[..., Run]]:
         runs.append(stage.run(dag, **options))
         return runs[-1]
 
-    yield trigger
-    for one in runs:
-        with contextlib.suppress(ApiError):  # a run that was deleted
-            if one.ti.state not in ENDED:
-                stage.airflow.set_state(*one.key, "failed")
+    try:
+        yield trigger
+    finally:
+        for one in runs:
+            with contextlib.suppress(ApiError):  # a run that was deleted
+                if one.ti.state not in ENDED:
+                    stage.airflow.set_state(*one.key, "failed")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dev.processes import wait_until
 from dev.proxy import Proxy, Request
 from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage, proxy_of, runs_of
 from tests.airflow.gates import open_gate
-from tests.airflow.together import from_the_start, together
+from tests.airflow.together import at_the_end, from_the_start, together
 
 STORE = r"/execution/store/"
 NO_WORD = "No word from the cluster"
@@ -232,6 +232,7 @@ def test_given_up_after_a_time_and_taken_up_by_the_retry(stage: Stage, run: Call
 # --- Airflow is away
 
 
+@at_the_end
 def test_a_minute_without_airflow(stage: Stage, run: Callable[..., Run]) -> None:
     """First without its database, for a while without both, then without its API server. What dies is started again."""
     airflow = stage.airflow
@@ -298,6 +299,7 @@ def after(began: float, seconds: float) -> None:
     wait_until(lambda: time.monotonic() >= began + seconds, seconds + 1, "the time to pass", interval=0.2)
 
 
+@at_the_end
 def test_a_store_that_is_cleared_on_success(stage: Stage, run: Callable[..., Run]) -> None:
     """The record is there as long as it is needed, and a task that succeeded runs again without."""
     with api_server_with(stage, AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS="True"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Together", "from_the_start", "in_order", "together"]
+__all__ = ["Together", "at_the_end", "from_the_start", "in_order", "together"]
 
 AT_ONCE = 8
 Story = Callable[..., None]
@@ -51,11 +51,17 @@ def _test_of(story: Story, *, minutes: bool) -> Callable[..., None]:
     return test
 
 
+def at_the_end(test: Callable[..., None]) -> Callable[..., None]:
+    """Have a test come after all others, because it starts anew what they all need."""
+    test.at_the_end = True  # type: ignore[attr-defined]
+    return test
+
+
 def in_order(item: pytest.Item) -> int:
-    """Return what tests are to be sorted by: long stories, stories, all else."""
+    """Return what tests are to be sorted by: long stories, stories, all else, what comes at the end."""
     function = getattr(item, "function", None)
     if not hasattr(function, "story"):
-        return 2
+        return 3 if hasattr(function, "at_the_end") else 2
     return 0 if function.minutes else 1  # type: ignore[union-attr]
 
 
