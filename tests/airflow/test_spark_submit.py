@@ -170,7 +170,7 @@ def test_marked_by_a_person_it_is_killed_and_so_is_what_it_submitted(on_each_clu
         job = on.submit("dropin", seconds="600")
         record = wait_until(lambda: job.life.store().get("durable_spark"), 60, "the intent", interval=0.1)
         token = record["submission"]["token"]
-        wait_until(lambda: spark_submits(token), 30, "spark-submit to run", interval=0.05)
+        wait_until(lambda: spark_submits(token), 30, "spark-submit to run", interval=0.2)
         on.stage.airflow.set_state(*job.life.key, "failed")
         wait_until(lambda: not spark_submits(token), 15, "spark-submit to be killed", interval=0.1)
         wait_until(lambda: all(each.state != "running" for each in job.jobs()), 30, "no job to be left", interval=0.2)

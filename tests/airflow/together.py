@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Together", "at_the_end", "from_the_start", "in_order", "together"]
 
-AT_ONCE = 8
+AT_ONCE = 7
 Story = Callable[..., None]
 
 
