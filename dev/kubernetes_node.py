@@ -92,6 +92,7 @@ class _Pod:
                 await self._schedule()
                 await self._run()
             self.finished = True
+            self._give_address_back()
             while not self._deleted():
                 await self._change()
             await self._remove()
@@ -103,7 +104,12 @@ class _Pod:
         if self._process and self._process.returncode is None:
             self._process.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._node.release(self._ip)
+        self._give_address_back()
+
+    def _give_address_back(self) -> None:
+        """Let another pod have the address: one that has ended, and is kept, needs none."""
+        address, self._ip = self._ip, ""
+        self._node.release(address)
 
     async def _change(self) -> None:
         await self._changed.wait()
@@ -438,7 +444,7 @@ class _Node:
 
     def release(self, address: str) -> None:
         """Give an address back."""
-        if address:
+        if address and address not in self._addresses:  # an earlier node's pod may have had it
             self._addresses.append(address)
 
     async def run(self, context: ssl.SSLContext) -> None:
