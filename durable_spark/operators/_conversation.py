@@ -25,7 +25,8 @@ __all__ = ["Conversation", "first_event"]
 
 T = TypeVar("T")
 
-_CANCELLED_WITHIN = 10.0  # seconds
+_ENDS_WITHIN = 10.0
+"""Seconds for what is cancelled or closed."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Conversation:
         except BaseException:
             if not task.done():
                 task.cancel()
-                self._loop.run_until_complete(asyncio.wait([task], timeout=_CANCELLED_WITHIN))
+                self._loop.run_until_complete(asyncio.wait([task], timeout=_ENDS_WITHIN))
             raise
 
     def interrupt(self) -> None:
@@ -80,7 +81,7 @@ class Conversation:
         try:
             for last in (_gather(left), self.hook.aclose(), self._loop.shutdown_asyncgens(), _shut_down_threads()):
                 try:
-                    self.run(asyncio.wait_for(last, 10))
+                    self.run(asyncio.wait_for(last, _ENDS_WITHIN))
                 except Exception as error:  # what the task has done or asked for must not be lost for this
                     log.warning("While closing the connection to the cluster: %r", error)
         finally:

@@ -589,8 +589,9 @@ class JobTrigger(BaseTrigger):
         """
         Return an XCom of this task instance.
 
-        On a worker, whose loop has nothing else to do, at a stroke: the task talks with Airflow over one socket, whose
-        lock a question that is interrupted, by Airflow's timer say, would keep for ever.
+        On a worker, whose loop has nothing else to do, at a stroke: the task talks with Airflow over one socket, and a
+        question that is cut off, because Airflow's timer ends the waiting, would keep its lock or leave its answer to
+        the next one.
         """
         from airflow.sdk.execution_time.xcom import XCom
 

@@ -213,10 +213,11 @@ class Run:
         return {index: (state, number) for index, state, number in rows}
 
     def wait_for_driver(self, *states: str, deadline: float = 120) -> Driver:
-        """Wait until the run has a driver, in one of the states."""
+        """Wait until the run has a driver, the latest one in one of the states."""
 
         def reached() -> Driver | None:
-            return next((d for d in self.drivers() if not states or d.state in states), None)
+            made = self.drivers()
+            return made[-1] if made and (not states or made[-1].state in states) else None
 
         try:
             return wait_until(reached, deadline, f"a driver that is {states}", interval=0.3)
@@ -225,15 +226,15 @@ class Run:
 
     def wait_until_followed(self) -> None:
         """Wait until the trigger runs: a task that is marked before reaches no code of ours."""
-        self.wait_until_said(" is running", try_number=None)
+        self.wait_until_said(" is Running", " is RUNNING", " is running", try_number=None, deadline=120)
 
     def wait_until_said(
-        self, part: str, *, try_number: int | None = 1, map_index: int = -1, deadline: float = 120
+        self, *parts: str, try_number: int | None = 1, map_index: int = -1, deadline: float = 90
     ) -> None:
         """
-        Wait until a message of the task's log has a part, whatever the case of its letters; read from the files.
+        Wait until a message of the task's log has one of these parts; read from the files.
 
-        :param part: beginning, or ending, with a line break if the message is to.
+        :param parts: beginning, or ending, with a line break if the message is to.
         :param try_number: ``None`` for the one that it has come to.
         """
         folder = self.stage.airflow.home / "logs" / f"dag_id={self.dag}" / f"run_id={self.id}" / f"task_id={self.task}"
@@ -243,10 +244,11 @@ class Run:
         def said() -> bool:
             number = self.states()[map_index][1] if try_number is None else try_number
             files = folder.glob(f"attempt={number}.log*")  # one of the worker, one of each triggerer
-            return any(part.lower() in f"\n{message}\n".lower() for file in files for message in messages_in(file))
+            messages = [f"\n{message}\n" for file in files for message in messages_in(file)]
+            return any(part in message for part in parts for message in messages)
 
         try:
-            wait_until(said, deadline, f"{part!r} in the log of {self.dag}", interval=0.3)
+            wait_until(said, deadline, f"{' or '.join(map(repr, parts))} in the log of {self.dag}", interval=0.3)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 

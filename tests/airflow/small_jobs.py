@@ -43,12 +43,17 @@ GATE = f"{HOME}/gates/{{{{ run_id }}}}"
 """For which a pod may wait."""
 _DAGS_OF_DRIVERS = [
     *(f"driver_{trouble}" for trouble in ("refused", "hang", "half", "garbage", "e500", "e429", "token", "long")),
+    "late_driver",
+    "late_request",
+    "life",
     *(f"life_{way}" for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked")),
     *(f"lost_driver{what}" for what in ("", "_seen", "_again")),
+    "other_standalone",
+    "time_standalone",
     *(f"retry_{case}" for case in ("active", "succeeded", "failed", "unsent", "sent", "unstored", "resuming")),
 ]
 MEMORY = {dag: 140 + number for number, dag in enumerate(_DAGS_OF_DRIVERS)}
-"""Of the drivers of Dags that run side by side, in megabytes: nobody else's have so much."""
+"""Of each Dag's drivers, in megabytes: nobody else's have so much."""
 RETRIED: dict[str, Any] = {
     "poll_interval": 1,
     "retries": 2,

@@ -22,6 +22,7 @@ from dev.processes import wait_until
 from tests.airflow.backdoor import let_be_given_up
 from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
+from tests.airflow.small_jobs import MEMORY
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def test_before_it_sends_where_nobody_refuses(stage: Stage, run: Callable[..., R
 @together
 def test_its_request_is_still_on_its_way(stage: Stage, run: Callable[..., Run]) -> None:
     """So is that of the retry, which has proven that there is no driver: both arrive, the younger is killed."""
-    with stage.rest.holding("POST", "/v1/submissions/create", body='"132m"') as held:
+    with stage.submitting("late_request") as held:
         job = run("late_request")
         ti = job.ti
         held.wait()
@@ -212,13 +213,13 @@ def test_its_request_is_still_on_its_way(stage: Stage, run: Callable[..., Run]) 
 
 
 def requests_for(run: Run) -> int:
-    return sum(request.method == "POST" and '"132m"' in request.body for request in run.stage.rest.requests)
+    memory = f'"{MEMORY[run.dag]}m"'
+    return sum(request.method == "POST" and memory in request.body for request in run.stage.rest.requests)
 
 
 def drivers_of(run: Run) -> list[tuple[str, str]]:
-    """Return ID and state of each driver of the run, the oldest first; their memory tells them from another story's."""
-    memory = {"late_driver": 131, "late_request": 132}[run.dag]
-    return [(driver.id, driver.state) for driver in run.drivers() if driver.memory == memory]
+    """Return ID and state of each driver of the run, the oldest first."""
+    return [(driver.id, driver.state) for driver in run.drivers()]
 
 
 def assert_the_older_driver_stays(run: Run) -> None:

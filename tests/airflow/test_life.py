@@ -16,7 +16,7 @@ from tests.airflow.together import together
 
 @together
 def test_deferred_with_its_slot_free(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("life_deferred", seconds="12")
+    life = run("life_deferred", seconds="30")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
     assert life.store()["spark_job_id"] == life.xcoms()["spark_job_id"] == driver.id
@@ -26,7 +26,8 @@ def test_deferred_with_its_slot_free(stage: Stage, run: Callable[..., Run]) -> N
     assert re.match(r"http://127\.0\.0\.1:\d+/#", str(links["Job"]))
     pid = life.ti.pid
     assert pid is not None
-    assert process(pid) is None, "nothing of it runs"
+    wait_until(lambda: process(pid) is None, 15, "the task's process to be gone", interval=0.1)
+    assert life.state() == ("deferred", 1), "while its job runs on"
     ended = life.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 1)
     assert life.xcoms()["return_value"] == driver.id

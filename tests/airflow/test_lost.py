@@ -97,7 +97,7 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
     pod, again = run("lost_pod"), run("lost_again")
     first = {job.dag: job.wait_for_followed_pod() for job in (pod, again)}
     for job in (driver, driver_again):
-        job.wait_for_driver("RUNNING")
+        job.wait_for_driver("RUNNING", deadline=90)
         job.wait_until_followed()
     for app in apps:
         app.wait("deferred", deadline=120)
@@ -114,7 +114,7 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
         first["lost_seen"] = seen.wait_for_pod("Succeeded")
         for job in (driver, driver_again):
             open_gate(job)
-            job.wait_for_driver("FINISHED")
+            job.wait_for_driver("FINISHED", deadline=90)
         for gone in first.values():
             stage.pod_cluster.delete_pod(gone.name, 0)
         made = {job.dag: job.drivers() for job in (driver, driver_again, driver_seen)}
@@ -155,7 +155,7 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
 
     again.wait_for_pod("Running")
     open_gate(again)
-    driver_again.wait_for_driver("FINISHED")
+    driver_again.wait_for_driver("FINISHED", deadline=90)
     for job in (again, driver_again):
         ended = job.wait(*ENDED)
         assert (ended.state, ended.try_number) == ("success", 1), job.logs()

@@ -103,10 +103,10 @@ def test_five_minutes_without_an_api_server(stage: Stage, run: Callable[..., Run
         for job in jobs.values():
             job.wait_until_said(NO_WORD, deadline=240)
         cluster.api_server.kill()
-        wait_until(lambda: time.monotonic() > began + FIVE_MINUTES, FIVE_MINUTES, "five minutes", interval=1)
+        after(began, FIVE_MINUTES)
         assert {(job.ti.state, job.ti.try_number) for job in jobs.values()} == {("deferred", 1)}, "nothing is concluded"
         cluster.restart_api_server()
-        jobs["dead_running"].wait_until_said(ANSWERS)
+        jobs["dead_running"].wait_until_said(ANSWERS, deadline=120)
         assert jobs["dead_running"].ti.state == "deferred"
         open_gate(jobs["dead_running"])
         ended = {dag: job.wait(*ENDED, deadline=120) for dag, job in jobs.items()}

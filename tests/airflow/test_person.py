@@ -21,6 +21,7 @@ from durable_spark.jobs import RECORD_KEY
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import lives_of, now, one_after_the_other
+from tests.airflow.small_jobs import MEMORY
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from tests.clusters import Clusters
 
 T = TypeVar("T")
-
-MEMORY = {"other_standalone": "170m", "time_standalone": "171m"}
-"""Of each Dag's drivers."""
 
 SECONDS = 30.0
 """Within which a job is killed that nobody waits for. On an idle machine it takes two or three."""
@@ -68,11 +66,6 @@ def wait_for(job: Run, condition: Callable[[], T | None], what: str, deadline: f
         raise AssertionError(f"{error}\n{said}") from None
 
 
-def wait_for_line(job: Run, part: str, *, try_number: int = 1) -> None:
-    """Wait until a try's log has a line with this in it."""
-    job.wait_until_said(part, try_number=try_number, deadline=90)
-
-
 def wait_for_kill(job: Run) -> datetime:
     """Wait until the hook has asked for the end of the run's first pod; return when it did."""
     return wait_for(job, lambda: next((life.killed for life in lives_of(job)), None), "its pod to be killed")
@@ -87,7 +80,7 @@ def cleared_while_followed(job: Run) -> CreatedPod:
     old = job.wait_for_followed_pod()
     clear(job)
     job.wait("deferred", try_number=2)
-    wait_for_line(job, f"Not killing spark:{old.name}")
+    job.wait_until_said(f"Not killing spark:{old.name}")
     return old
 
 
@@ -122,7 +115,7 @@ class Other:
     before: set[str]
 
     def states(self) -> list[str]:
-        mark = MEMORY.get(self.run.dag, self.run.dag)
+        mark = f"{MEMORY[self.run.dag]}m" if self.run.dag in MEMORY else self.run.dag
         jobs = self.clusters.jobs(self.cluster)
         return [job.state for job in jobs if job.mark == mark and job.id not in self.before]
 
@@ -133,7 +126,7 @@ class Other:
     def wait_until_followed(self, try_number: int = 1) -> None:
         self.run.wait("deferred", try_number=try_number)
         latest = self.run.store()["spark_job_id"]
-        wait_for_line(self.run, f"\n{latest} is ", try_number=try_number)  # and not that it is deferring
+        self.run.wait_until_said(f"\n{latest} is ", try_number=try_number)  # and not that it is deferring
 
 
 def on_other(stage: Stage, run: Callable[..., Run], dag: str) -> Other:
@@ -245,7 +238,7 @@ def test_cleared_while_it_submits(stage: Stage, run: Callable[..., Run]) -> None
 def test_cleared_while_it_waits_on_the_worker(stage: Stage, run: Callable[..., Run]) -> None:
     job = run("clear_waiting")
     old = job.wait_for_pod("Running")
-    wait_for_line(job, f"spark:{old.name} is Running")
+    job.wait_until_said(f"spark:{old.name} is Running")
     clear(job)
     job.wait("running", try_number=2)
     wait_for(job, lambda: len(job.pods()) == 2, "the new pod")
@@ -267,7 +260,7 @@ def test_cleared_after_it_failed_with_its_job_kept(stage: Stage, run: Callable[.
     old = job.wait_for_followed_pod()
     stage.airflow.set_state(*job.key, "failed")
     assert job.wait_for_end() == "failed"
-    wait_for_line(job, "Leaving")
+    job.wait_until_said("Leaving")
     assert job.phase(old) == "Running"
     clear(job)
     runs_anew(job, old)
@@ -298,7 +291,7 @@ def test_cleared_twice_in_a_row(stage: Stage, run: Callable[..., Run]) -> None:
     for try_number in (2, 3):
         clear(job)
         job.wait("running", try_number=try_number)
-        wait_for_line(job, f"Killing spark:{old.name} before this task runs again", try_number=try_number)
+        job.wait_until_said(f"Killing spark:{old.name} before this task runs again", try_number=try_number)
     assert job.pods() == [old]
     runs_anew(job, old)
     assert job.ti.try_number == 3
@@ -375,7 +368,7 @@ def test_ended_by_a_person_while_deferred(stage: Stage, run: Callable[..., Run],
 def test_ended_by_a_person_while_it_waits_on_the_worker(stage: Stage, run: Callable[..., Run]) -> None:
     job = run("wait_failed")
     pod = job.wait_for_pod("Running")
-    wait_for_line(job, f"spark:{pod.name} is Running")
+    job.wait_until_said(f"spark:{pod.name} is Running")
     is_killed(job, "failed")
 
 

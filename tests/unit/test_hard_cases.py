@@ -194,6 +194,13 @@ class TestReconnectAfterAClear:
         assert service.kills == ["job-1"]
 
 
+def waiting_for(instance: TaskInstance, monkeypatch: pytest.MonkeyPatch, *, seconds: float) -> tries.Try:
+    """Begin a try that waits on its worker for so long at most."""
+    monkeypatch.setattr(operator_module, "_TIMER_MARGIN", 0.1)
+    limit = datetime.timedelta(seconds=seconds)
+    return instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=limit)
+
+
 class TestTheWorkersOwnLife:
     @pytest.mark.parametrize("name", ["poll_interval", "start_timeout", "kill_timeout", "outage_timeout", "log_lines"])
     @pytest.mark.parametrize("value", ["5", 0, -1, True, math.nan, math.inf, datetime.timedelta(1)])
@@ -262,9 +269,7 @@ class TestTheWorkersOwnLife:
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Airflow's timer raises from a signal handler, in whatever code happens to run."""
-        monkeypatch.setattr(operator_module, "_TIMER_MARGIN", 0.1)
-        limit = datetime.timedelta(seconds=0.5)
-        first = instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=limit)
+        first = waiting_for(instance, monkeypatch, seconds=0.5)
         original, polls = tries.MemoryHook.poll, 0
 
         async def poll(self: Any, jobs: Any) -> Any:
@@ -283,9 +288,7 @@ class TestTheWorkersOwnLife:
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Airflow sets it when the Dag has been read, while the try begins with the task's process."""
-        monkeypatch.setattr(operator_module, "_TIMER_MARGIN", 0.1)
-        limit = datetime.timedelta(seconds=0.3)
-        first = instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=limit)
+        first = waiting_for(instance, monkeypatch, seconds=0.3)
         original = tries.MemoryHook.kill
 
         async def kill(self: Any, job: Any) -> None:

@@ -17,8 +17,7 @@ def dag_of_one_job(dag_id: str, **arguments: Any) -> None:
         params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
     ):
         job = small_driver("{{ params.seconds }}", "{{ params.exit_code }}")
-        memory = {"driver_memory": f"{MEMORY[dag_id]}m"} if dag_id in MEMORY else {}
-        SparkJobOperator(task_id="job", **{**job, **memory, **arguments})
+        SparkJobOperator(task_id="job", **{**job, "driver_memory": f"{MEMORY[dag_id]}m", **arguments})
 
 
 dag_of_one_job("life")

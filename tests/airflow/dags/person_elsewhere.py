@@ -10,6 +10,7 @@ from airflow.sdk import DAG
 
 from durable_spark.operators.spark import SparkJobOperator
 from durable_spark.operators.spark_submit import SparkSubmitOperator
+from tests.airflow.small_jobs import MEMORY
 
 for cluster, arguments in json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}")).items():
     if cluster != "kubernetes":
@@ -20,10 +21,8 @@ for cluster, arguments in json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}")).i
         application_args = [*arguments.get("application_args", ()), "600", "0"]
         own = {"task_id": "job", "conn_id": conn_id, "retries": 0, "poll_interval": 1}
         arguments = {**arguments, **own, "application_args": application_args}
-        for topic, memory, more in (
-            ("other", "170m", {}),
-            ("time", "171m", {"execution_timeout": timedelta(minutes=1)}),
-        ):
-            mark = {"driver_memory": memory} if cluster == "standalone" else {"name": f"{topic}_{cluster}"}
-            with DAG(f"{topic}_{cluster}", schedule=None):
+        for topic, more in (("other", {}), ("time", {"execution_timeout": timedelta(minutes=1)})):
+            dag_id = f"{topic}_{cluster}"
+            mark = {"driver_memory": f"{MEMORY[dag_id]}m"} if cluster == "standalone" else {"name": dag_id}
+            with DAG(dag_id, schedule=None):
                 operator(**{**arguments, **mark, **more})
