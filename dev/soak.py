@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import httpx
 import psycopg2  # type: ignore[import-untyped]
@@ -297,21 +297,19 @@ def judge_all(soak: Soak) -> Verdict:
     by_key: dict[str, list[Job]] = collections.defaultdict(list)
     for job in jobs:
         by_key[job.key].append(job)
+    held = [pod["metadata"] for pod in soak.parts.kubernetes.pods() if pod["metadata"].get("finalizers")]
     tasks = []
     for planned in soak.planned.values():
         ended, mine = soak.ended(planned), by_key.pop(planned.key, [])
-        tasks.append((planned, ended, mine, judge(planned, ended, mine)))
+        judgement = judge(planned, ended, mine)
+        judgement.broken += [
+            f"{pod['name']} is held for ever" for pod in held if pod["labels"].get("soak") == planned.key
+        ]
+        tasks.append((planned, ended, mine, judgement))
     strays = [f"{job.id} is no task's: {job}" for left in by_key.values() for job in left]
-    strays += [
-        f"pod {pod['metadata']['name']} is held for ever" for pod in soak.parts.kubernetes.pods() if _is_held(pod)
-    ]
     if jvms := soak._jvms():
         strays.append(f"{jvms} JVMs are left")
     return Verdict(tasks, strays)
-
-
-def _is_held(pod: Mapping[str, Any]) -> bool:
-    return bool(pod["metadata"].get("finalizers"))
 
 
 def tell(soak: Soak, verdict: Verdict, chaos: Chaos) -> None:

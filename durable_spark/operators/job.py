@@ -35,6 +35,7 @@ from airflow.sdk.exceptions import (
     TaskDeferralError,
     TaskDeferralTimeout,
 )
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from durable_spark.hooks.job import JobHook, load_hook_class
 from durable_spark.jobs import (
@@ -98,6 +99,7 @@ __all__ = ["DurableJobOperator"]
 _BACKSTOP_MARGIN = 120.0
 """Seconds after the deadline at which Airflow itself ends the deferral, should the trigger not have."""
 _KILL_CONFIRMED_WITHIN = 30.0
+_LET_GO_WITHIN = 60.0
 _TIMER_MARGIN = 2.0
 _LOOK_AGAIN_AFTER = 1.0
 _UPSTREAM_DRIVER_STATUS = "k8s_driver_status"
@@ -747,13 +749,30 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         if before.unanswered:
             self._save(context, dataclasses.replace(self._recorded, unanswered=False))
 
-    def _release(self, job: JobRef | None) -> None:
-        """Let go of a job that this task has done with. What fails here is no reason to fail the task."""
+    def _release(self, job: JobRef | None, *, within: float = _LET_GO_WITHIN) -> None:
+        """
+        Let go of a job that this task has done with. What fails here is no reason to fail the task.
+
+        No later try does it, so an outage that is short is waited out.
+
+        :param within: seconds.
+        """
         if job is None:
             return
-        talk = self._conversing
+        hook = self._conversing.hook
+
+        async def let_go() -> None:
+            async for attempt in AsyncRetrying(
+                stop=lambda state: self._kill_requested or (state.seconds_since_start or 0.0) >= within,
+                wait=wait_random_exponential(multiplier=0.5, max=5),
+                retry=retry_if_exception_type(ClusterUnreachable),
+                reraise=True,
+            ):
+                with attempt:
+                    await hook.release(job)
+
         try:
-            talk.run(talk.hook.release(job))
+            self._conversing.run(let_go())
         except Exception as error:
             self.log.warning("What the cluster keeps of %s could not be let go of: %r", job, error)
 
@@ -765,7 +784,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return
         if not ended:
             self._fence(context)  # a later try may follow it
-        self._release(job)
+        self._release(job, within=_LET_GO_WITHIN if ended else 0.0)  # else it is the cluster's outage that ends the try
 
     def _poll_or_none(self, job: JobRef) -> JobStatus | None:
         """Return the job's status, ``None`` when the cluster is out of reach."""

@@ -956,15 +956,35 @@ class TestRelease:
         instance: TaskInstance,
         service: Service,
         capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
         error: Exception,
         kind: str,
         outcome: str,
     ) -> None:
+        let_go = DurableJobOperator._release
+        monkeypatch.setattr(DurableJobOperator, "_release", lambda task, job: let_go(task, job, within=0.0))
         service.release_error = error
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
         assert outcome in result_of(lambda: first.complete(event(instance, kind)))
         assert "job-1 could not be let go of" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("kind", ["succeeded", "failed", "lost", "timeout"])
+    def test_waits_for_a_cluster_that_is_away_for_a_moment(
+        self, instance: TaskInstance, service: Service, capsys: pytest.CaptureFixture[str], kind: str
+    ) -> None:
+        """Nobody lets go of the job afterwards: the verdict is in the record."""
+
+        def back() -> None:
+            if len(service.releases) == 2:
+                service.release_error = None
+
+        service.release_error, service.before_release = ClusterUnreachable("away"), back
+        first = instance.begin(execution_timeout=HOUR)
+        first.execute()
+        result_of(lambda: first.complete(event(instance, kind)))
+        assert service.releases == ["job-1"] * 3
+        assert "could not be let go of" not in capsys.readouterr().out
 
     def test_that_fails_does_not_keep_a_retry_from_its_result(self, instance: TaskInstance, service: Service) -> None:
         service.release_error = KeyError("a bug")
