@@ -753,7 +753,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """
         Let go of a job that this task has done with. What fails here is no reason to fail the task.
 
-        No later try does it, so an outage that is short is waited out.
+        No later try does it, so an outage that is short is waited out. A refusal is not believed at once either: a
+        Kubernetes API server that has just started answers 403 until it has read the roles (seen with 1.34.4).
 
         :param within: seconds.
         """
@@ -765,7 +766,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             async for attempt in AsyncRetrying(
                 stop=lambda state: self._kill_requested or (state.seconds_since_start or 0.0) >= within,
                 wait=wait_random_exponential(multiplier=0.5, max=5),
-                retry=retry_if_exception_type(ClusterUnreachable),
+                retry=retry_if_exception_type(ClusterError),
                 reraise=True,
             ):
                 with attempt:

@@ -48,6 +48,7 @@ from durable_spark.jobs import (
     JobState,
     JobStatus,
     Link,
+    RequestRefused,
     Submission,
     SubmissionUncertain,
     utc,
@@ -285,11 +286,15 @@ class JobTrigger(BaseTrigger):
         await asyncio.shield(letting_go)
 
     async def _let_go_if_unwanted(self) -> None:
+        def try_again(error: BaseException) -> bool:
+            # A Kubernetes API server that has just started answers 403 until it has read the roles (seen with 1.34.4).
+            return may_be_told_later(error) or isinstance(error, RequestRefused)
+
         try:
             async for attempt in AsyncRetrying(
                 stop=stop_after_delay(_ON_KILL_BOUND),
                 wait=wait_random_exponential(multiplier=0.2, max=5),
-                retry=retry_if_exception(may_be_told_later),
+                retry=retry_if_exception(try_again),
                 reraise=True,
             ):
                 with attempt:
@@ -674,7 +679,7 @@ class SubmissionTrigger(JobTrigger):
                 except DurableJobError as error:  # the others are to be killed all the same
                     troubles.append(error)
             if troubles:
-                raise max(troubles, key=may_be_told_later)  # one for which all is tried again, if there is one
+                raise max(troubles, key=may_be_told_later)  # one that is no refusal, if there is one
 
 
 class _Narrator:

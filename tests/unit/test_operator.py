@@ -969,9 +969,10 @@ class TestRelease:
         assert outcome in result_of(lambda: first.complete(event(instance, kind)))
         assert "job-1 could not be let go of" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("error", [ClusterUnreachable("away"), RequestRefused("its roles are not read yet")])
     @pytest.mark.parametrize("kind", ["succeeded", "failed", "lost", "timeout"])
     def test_waits_for_a_cluster_that_is_away_for_a_moment(
-        self, instance: TaskInstance, service: Service, capsys: pytest.CaptureFixture[str], kind: str
+        self, instance: TaskInstance, service: Service, capsys: pytest.CaptureFixture[str], error: Exception, kind: str
     ) -> None:
         """Nobody lets go of the job afterwards: the verdict is in the record."""
 
@@ -979,7 +980,7 @@ class TestRelease:
             if len(service.releases) == 2:
                 service.release_error = None
 
-        service.release_error, service.before_release = ClusterUnreachable("away"), back
+        service.release_error, service.before_release = error, back
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
         result_of(lambda: first.complete(event(instance, kind)))
