@@ -57,7 +57,7 @@ _PAGE = _ROOT / "docs" / "reliability.md"
 _LAST_MINUTE = 60.0
 """Seconds before the end in which no job begins."""
 _COMES_TO_ITS_END = 600.0
-"""Seconds that the tasks have for that when nothing dies any more."""
+"""Seconds that the tasks have for that when nothing dies any more, beside those of the longest job."""
 _SETTLED = 30.0
 """Seconds that a job has for its death after its task has ended."""
 _POD_TOKEN, _DRIVER_TOKEN, _APP_TOKEN = "durable-spark/token", "spark.airflow.submission", "durable-spark.submission"
@@ -124,7 +124,7 @@ class Soak:
         self._look_on(chaos, goes_on)
         chaos.stop()
         self.clock.say("nothing dies any more")
-        until_all_have_ended = time.time() + _COMES_TO_ITS_END
+        until_all_have_ended = time.time() + _COMES_TO_ITS_END + max(job.seconds for job in self.planned.values())
         self._look_on(chaos, lambda: self._alive() > 0 and time.time() < until_all_have_ended)
 
     def _look_on(self, chaos: Chaos, goes_on: Callable[[], bool]) -> None:
@@ -514,7 +514,7 @@ def _soak(arguments: argparse.Namespace, directory: Path) -> int:
     with stage(directory, clock.say) as parts:
         clock.say("all is up; the time begins")
         clock.begun = time.time()
-        soak = Soak(parts, directory, plan(arguments.seed, seconds / 2), clock)
+        soak = Soak(parts, directory, plan(arguments.seed, seconds / 4), clock)
         with Chaos(parts, acts, functools.partial(_say_done, clock)) as chaos:
             soak.run(chaos, seconds=seconds, jobs=arguments.jobs)
             clock.say("judging")

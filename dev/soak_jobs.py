@@ -191,6 +191,7 @@ class Judgement:
 TWIN = "a second job for one submission, seen and killed"
 HALF = "a pod without its config map, deleted and submitted again"
 ERROR = "a driver that its master called ERROR, submitted again"
+ALONE = "a Spark driver that failed because its API server was away, submitted again"
 LOST = "lost: the master forgot the driver's end"
 UNCERTAIN = "cannot tell: nothing was submitted"
 
@@ -237,6 +238,9 @@ def _judge_end(planned: Planned, ended: Ended, jobs: Sequence[Job], said: Judgem
     standalone = planned.kind.cluster == "standalone"
     errors = sum(job.raw == "ERROR" for job in jobs)
     said.limits += [ERROR] * errors
+    # A Spark driver makes its executors itself. Nothing else makes such a job fail that is to succeed.
+    alone = sum(job.state == "failed" for job in jobs) if planned.kind.name == "spark" and planned.succeeds else 0
+    said.limits += [ALONE] * alone
     said.broken += [
         f"submitted again, although {job.id} is {job.raw}"
         for job in earlier
@@ -257,5 +261,5 @@ def _judge_end(planned: Planned, ended: Ended, jobs: Sequence[Job], said: Judgem
     if right is not None and (ended.state == "success") != planned.succeeds and not (standalone and errors):
         said.broken.append(f"the task is {ended.state}, which its job was not to be")
     # A try that dies between its job's failure and its own is followed by another, and so is the job.
-    if planned.succeeds and len(jobs) - errors != planned.jobs and last.raw != "ERROR":
+    if planned.succeeds and len(jobs) - errors - alone != planned.jobs and last.raw != "ERROR":
         said.broken.append(f"{len(jobs)} jobs, {planned.jobs} were meant")

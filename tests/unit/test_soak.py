@@ -9,6 +9,7 @@ import pytest
 
 from dev.soak_chaos import ACTS, draw
 from dev.soak_jobs import (
+    ALONE,
     ERROR,
     FOR_GOOD,
     HALF,
@@ -122,6 +123,7 @@ class TestJudgement:
             (planned("submit_kubernetes"), ended("success", ONE), [job(ONE, "gone"), job(ONE)], HALF),
             (planned("driver"), ended("success", TWO, ONE), [job(ONE, "failed", "ERROR"), job(TWO)], ERROR),
             (planned("driver", FOR_GOOD), ended("failed", ONE), [job(ONE, "failed", "ERROR")], ERROR),
+            (planned("spark"), ended("success", TWO, ONE), [job(ONE, "failed"), job(TWO)], ALONE),
             (planned("driver"), ended("failed", ONE, error="JobLost: …"), [job(ONE)], LOST),
             (planned("driver"), ended("failed", ONE, error="SubmissionUncertain: …"), [], UNCERTAIN),
         ],
