@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["JobHistoryLink", "JobLink", "JobLogLink", "JobTrackingLink"]
+__all__ = ["JobHistoryLink", "JobLink", "JobLogLink", "JobTrackingLink", "StoredLink"]
 
 
-class _StoredLink(BaseOperatorLink):
+class StoredLink(BaseOperatorLink):
+    """A link that the operator and the trigger push themselves."""
+
     link: ClassVar[Link]
 
     @property
@@ -36,28 +38,28 @@ class _StoredLink(BaseOperatorLink):
         return XCom.get_value(ti_key=ti_key, key=self.xcom_key) or ""
 
 
-class JobLink(_StoredLink):
+class JobLink(StoredLink):
     """The job on the cluster's own page."""
 
     name = "Job"
     link = Link.JOB
 
 
-class JobLogLink(_StoredLink):
+class JobLogLink(StoredLink):
     """The log of the job's driver."""
 
     name = "Driver log"
     link = Link.LOG
 
 
-class JobTrackingLink(_StoredLink):
+class JobTrackingLink(StoredLink):
     """The application's own page while it runs."""
 
     name = "Spark UI"
     link = Link.TRACKING
 
 
-class JobHistoryLink(_StoredLink):
+class JobHistoryLink(StoredLink):
     """The application in the Spark history server."""
 
     name = "Spark history"

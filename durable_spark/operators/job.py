@@ -23,7 +23,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseOperator, ResumableJobMixin
@@ -70,7 +70,7 @@ from durable_spark.jobs import (
     new_token,
     utc,
 )
-from durable_spark.links import JobHistoryLink, JobLink, JobLogLink, JobTrackingLink
+from durable_spark.links import JobHistoryLink, JobLink, JobLogLink, JobTrackingLink, StoredLink
 from durable_spark.operators._conversation import Conversation, first_event
 from durable_spark.operators._store import (
     Superseded,
@@ -89,7 +89,7 @@ from durable_spark.operators._telling import count, push_decision, submission_sp
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
     from pydantic import JsonValue
 
     from durable_spark.triggers.job import JobEvent, JobTriggerArguments
@@ -143,7 +143,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     template_fields: Sequence[str] = ("job", "conn_id")
     ui_color = "#ffe8d6"
-    operator_extra_links = (JobLink(), JobLogLink(), JobTrackingLink(), JobHistoryLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (JobLink(), JobLogLink(), JobTrackingLink(), JobHistoryLink())
     external_id_key = "durable_job_id"
 
     def __init__(
@@ -1305,6 +1305,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     @contextlib.contextmanager
     def _answering(self, context: Context) -> Iterator[None]:
         """Talk with the cluster, and end in an exception of Airflow's that says what is left behind."""
+        # When a task's process ends, be it for a deferral, Airflow reads each link and pushes it again: two requests
+        # for each, and an old one in the place of what the trigger has pushed meanwhile.
+        others = [link for link in self.operator_extra_links if not isinstance(link, StoredLink)]
+        self.operator_extra_links = others
         with translated(lambda error: self._leftover(context, error)), self._conversation():
             yield
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperatorLink
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -139,6 +139,25 @@ class TestFirstTry:
         instance.store["k8s_driver_status"] = "Succeeded"
         instance.begin().execute()
         assert "k8s_driver_status" not in instance.store
+
+
+def test_airflow_does_not_push_our_links_again(service: Service) -> None:
+    """When the task defers, its trigger may have pushed newer ones by then. A link of somebody's own it does."""
+
+    class Own(BaseOperatorLink):
+        name = "own"
+
+        def get_link(self, operator: Any, *, ti_key: Any) -> str:
+            return "http://own"
+
+    class Extended(DurableJobOperator):
+        operator_extra_links = (*DurableJobOperator.operator_extra_links, Own())
+
+    first = TaskInstance(Extended).begin()
+    assert len(first.operator.operator_extra_links) == 5
+    first.execute()
+    assert [link.name for link in first.operator.operator_extra_links] == ["own"]
+    assert len(Extended.operator_extra_links) == 5, "for the UI"
 
 
 def test_each_task_instance_pushes_its_own_links() -> None:
