@@ -246,7 +246,8 @@ def _judge_end(planned: Planned, ended: Ended, jobs: Sequence[Job], said: Judgem
         for job in earlier
         if job is not None and job.state != "failed"
     ]
-    if ended.state == "failed" and standalone and "SubmissionUncertain" in ended.error:
+    may_be_untold = standalone or (planned.kind.cluster == "yarn" and last is None)
+    if ended.state == "failed" and may_be_untold and "SubmissionUncertain" in ended.error:
         said.limits.append(UNCERTAIN)
         return
     if ended.state == "failed" and standalone and "JobLost" in ended.error and last is not None:

@@ -108,6 +108,8 @@ class TestJudgement:
             (planned(), ended("failed", ONE), [job(ONE, "failed")], "which its job was not to be"),
             (planned(), ended("failed", ONE, error="JobLost"), [job(ONE)], "the task is failed, its job"),
             (planned("submit_yarn"), ended("failed", ONE, error="JobLost"), [job(ONE)], "the task is failed, its job"),
+            (planned("submit_yarn"), ended("failed", ONE, error="SubmissionUncertain"), [job(ONE)], "failed, its job"),
+            (planned(), ended("failed", ONE, error="SubmissionUncertain"), [], "without a job"),
             (planned(failures=FOR_GOOD), ended("success", ONE), [job(ONE, "failed")], "the task is success, its job"),
         ],
     )
@@ -126,6 +128,7 @@ class TestJudgement:
             (planned("spark"), ended("success", TWO, ONE), [job(ONE, "failed"), job(TWO)], ALONE),
             (planned("driver"), ended("failed", ONE, error="JobLost: …"), [job(ONE)], LOST),
             (planned("driver"), ended("failed", ONE, error="SubmissionUncertain: …"), [], UNCERTAIN),
+            (planned("submit_yarn"), ended("failed", ONE, error="SubmissionUncertain: …"), [], UNCERTAIN),
         ],
     )
     def test_limits_that_are_documented(self, plan_: Planned, end: Ended, jobs: list[Job], limit: str) -> None:
