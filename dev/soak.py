@@ -124,7 +124,8 @@ class Soak:
         self._look_on(chaos, goes_on)
         chaos.stop()
         self.clock.say("nothing dies any more")
-        until_all_have_ended = time.time() + _COMES_TO_ITS_END + max(job.seconds for job in self.planned.values())
+        longest = max((job.seconds for job in self.planned.values()), default=0.0)
+        until_all_have_ended = time.time() + _COMES_TO_ITS_END + longest
         self._look_on(chaos, lambda: self._alive() > 0 and time.time() < until_all_have_ended)
 
     def _look_on(self, chaos: Chaos, goes_on: Callable[[], bool]) -> None:
@@ -297,16 +298,19 @@ def judge_all(soak: Soak) -> Verdict:
     by_key: dict[str, list[Job]] = collections.defaultdict(list)
     for job in jobs:
         by_key[job.key].append(job)
-    held = [pod["metadata"] for pod in soak.parts.kubernetes.pods() if pod["metadata"].get("finalizers")]
+    held: dict[str, list[str]] = collections.defaultdict(list)
+    for pod in soak.parts.kubernetes.pods():
+        metadata = pod["metadata"]
+        if metadata.get("finalizers"):
+            held[metadata.get("labels", {}).get("soak", "")].append(f"pod {metadata['name']} is held for ever")
     tasks = []
     for planned in soak.planned.values():
         ended, mine = soak.ended(planned), by_key.pop(planned.key, [])
         judgement = judge(planned, ended, mine)
-        judgement.broken += [
-            f"{pod['name']} is held for ever" for pod in held if pod["labels"].get("soak") == planned.key
-        ]
+        judgement.broken += held.pop(planned.key, ())
         tasks.append((planned, ended, mine, judgement))
     strays = [f"{job.id} is no task's: {job}" for left in by_key.values() for job in left]
+    strays += [text for left in held.values() for text in left]
     if jvms := soak._jvms():
         strays.append(f"{jvms} JVMs are left")
     return Verdict(tasks, strays)
