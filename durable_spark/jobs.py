@@ -154,7 +154,12 @@ class AuthenticationFailed(ClusterError):
 
 
 class RequestRefused(ClusterError):
-    """The cluster understood the request and refused it."""
+    """
+    The cluster understood the request and refused it.
+
+    Not to be believed at once where nobody asks again: a Kubernetes API server that has just started refuses everything
+    (403) until it has read the roles (seen with 1.34.4).
+    """
 
 
 class JobEnded(DurableJobError):

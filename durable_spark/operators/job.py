@@ -753,8 +753,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """
         Let go of a job that this task has done with. What fails here is no reason to fail the task.
 
-        No later try does it, so an outage that is short is waited out. A refusal is not believed at once either: a
-        Kubernetes API server that has just started answers 403 until it has read the roles (seen with 1.34.4).
+        No later try does it, so an outage that is short is waited out, and a refusal is not believed at once.
 
         :param within: seconds.
         """

@@ -287,8 +287,7 @@ class JobTrigger(BaseTrigger):
 
     async def _let_go_if_unwanted(self) -> None:
         def try_again(error: BaseException) -> bool:
-            # A Kubernetes API server that has just started answers 403 until it has read the roles (seen with 1.34.4).
-            return may_be_told_later(error) or isinstance(error, RequestRefused)
+            return may_be_told_later(error) or isinstance(error, RequestRefused)  # which is not believed at once
 
         try:
             async for attempt in AsyncRetrying(
