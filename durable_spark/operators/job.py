@@ -759,12 +759,14 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """
         if job is None:
             return
+        from durable_spark.triggers.feed import pauses
+
         hook = self._conversing.hook
 
         async def let_go() -> None:
             async for attempt in AsyncRetrying(
                 stop=lambda state: self._kill_requested or (state.seconds_since_start or 0.0) >= within,
-                wait=wait_random_exponential(multiplier=0.5, max=5),
+                wait=pauses(wait_random_exponential(multiplier=0.5, max=5), within=within),
                 retry=retry_if_exception_type(ClusterError),
                 reraise=True,
             ):

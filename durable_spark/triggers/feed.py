@@ -25,6 +25,7 @@ import random
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import TYPE_CHECKING
 
 from durable_spark import _metrics
 from durable_spark.hooks.job import JobHook
@@ -38,7 +39,10 @@ from durable_spark.jobs import (
     JobStatus,
 )
 
-__all__ = ["LONGEST_BACKOFF", "Feed", "FeedKey", "Outage", "Subscription", "asked_pause", "join"]
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+__all__ = ["LONGEST_BACKOFF", "Feed", "FeedKey", "Outage", "Subscription", "asked_pause", "join", "pauses"]
 
 _NEWCOMER_PAUSE = 1.0
 """Seconds between two polls while there are jobs that were never asked for (a triggerer starting up)."""
@@ -291,6 +295,22 @@ def asked_pause(error: BaseException | None) -> float:
     """Return the seconds for which a cluster has asked to be left alone, as far as it is obeyed; 0 if it has not."""
     asked = error.retry_after if isinstance(error, ClusterUnreachable) else None
     return min(asked or 0.0, _LONGEST_RETRY_AFTER)
+
+
+def pauses(backoff: Callable[[RetryCallState], float], *, within: float) -> Callable[[RetryCallState], float]:
+    """
+    Return what tenacity is to wait: as long as a backoff says, longer if the cluster has asked for it.
+
+    :param within: seconds after the first attempt beyond which no pause goes. By tenacity's clock: by one that was set
+        forward, the cluster would be asked without a pause.
+    """
+
+    def pause(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        left = within - (state.seconds_since_start or 0.0)
+        return max(0.0, min(max(backoff(state), asked_pause(error)), left))
+
+    return pause
 
 
 _feeds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[FeedKey, Feed]] = weakref.WeakKeyDictionary()

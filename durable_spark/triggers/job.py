@@ -28,7 +28,6 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from tenacity import (
     AsyncRetrying,
-    RetryCallState,
     RetryError,
     retry_if_exception,
     stop_after_delay,
@@ -53,7 +52,7 @@ from durable_spark.jobs import (
     SubmissionUncertain,
     utc,
 )
-from durable_spark.triggers.feed import LONGEST_BACKOFF, FeedKey, Outage, Subscription, asked_pause, join
+from durable_spark.triggers.feed import LONGEST_BACKOFF, FeedKey, Outage, Subscription, join, pauses
 
 __all__ = [
     "NOTE_XCOM_KEY",
@@ -292,7 +291,7 @@ class JobTrigger(BaseTrigger):
         try:
             async for attempt in AsyncRetrying(
                 stop=stop_after_delay(_ON_KILL_BOUND),
-                wait=wait_random_exponential(multiplier=0.2, max=5),
+                wait=pauses(wait_random_exponential(multiplier=0.2, max=5), within=_ON_KILL_BOUND),
                 retry=retry_if_exception(try_again),
                 reraise=True,
             ):
@@ -647,18 +646,12 @@ class SubmissionTrigger(JobTrigger):
     async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
         backoff = wait_random_exponential(multiplier=self._patience, max=max(LONGEST_BACKOFF, self._patience))
         patience = (self._args.deadline or time.time() + self._args.outage_timeout) - time.time()
-
-        def pauses(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            pause = max(backoff(state), asked_pause(error))
-            # Not past the end, where Airflow would end the deferral. By tenacity's clock: by one that was set forward,
-            # it would ask without a pause.
-            left = patience - (state.seconds_since_start or 0.0)
-            return max(0.0, min(pause, left))
-
+        # Not past the end, where Airflow would end the deferral.
         with contextlib.suppress(RetryError, DurableJobError):  # whatever it is, the operator meets it, too
             async for attempt in AsyncRetrying(
-                stop=stop_after_delay(patience), wait=pauses, retry=retry_if_exception(may_be_told_later)
+                stop=stop_after_delay(patience),
+                wait=pauses(backoff, within=patience),
+                retry=retry_if_exception(may_be_told_later),
             ):
                 with attempt:
                     async with self._hook_of_same_cluster() as hook:

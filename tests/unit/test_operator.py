@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -1005,6 +1006,20 @@ class TestRelease:
         result_of(lambda: first.complete(event(instance, kind)))
         assert service.releases == ["job-1"] * 3
         assert "could not be let go of" not in capsys.readouterr().out
+
+    def test_leaves_a_cluster_alone_that_asks_for_it(self, instance: TaskInstance, service: Service) -> None:
+        asked: list[float] = []
+
+        def note() -> None:
+            asked.append(time.monotonic())
+            if len(asked) == 2:
+                service.release_error = None
+
+        service.release_error, service.before_release = ClusterUnreachable("busy", retry_after=1.5), note
+        first = instance.begin()
+        first.execute()
+        assert first.complete(event(instance, "succeeded")) == "job-1"
+        assert asked[1] - asked[0] >= 1.5
 
     def test_that_fails_does_not_keep_a_retry_from_its_result(self, instance: TaskInstance, service: Service) -> None:
         service.release_error = KeyError("a bug")
