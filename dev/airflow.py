@@ -34,6 +34,7 @@ from urllib.parse import quote
 
 import httpx
 
+from dev import processes
 from dev.processes import Server, Startable, _living, _signal, free_port, process, wait_until
 
 __all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "parse_time"]
@@ -159,6 +160,7 @@ class Airflow(Startable):
     :param triggerers: how many.
     :param celery: URL of a Redis: tasks run on Celery's workers, with which goes a database that is not SQLite.
     :param workers: how many of them.
+    :param preload: modules that most tasks import: see :mod:`dev.preloaded`.
     """
 
     user = password = "admin"
@@ -178,12 +180,14 @@ class Airflow(Startable):
         triggerers: int = 1,
         celery: str | None = None,
         workers: int = 1,
+        preload: Sequence[str] = (),
     ) -> None:
         self._keep_home = home is not None
         self.home = home or Path(tempfile.mkdtemp(prefix="durable-spark-airflow-"))
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._database = database
+        self._preload = ",".join(preload)
         if celery is not None:
             config = _with_celery(config or {}, celery, self.database)
         self.env = self._environment(dags, execution_api or self.url, connections or {}, config or {}, env or {})
@@ -273,7 +277,7 @@ class Airflow(Startable):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * processes.patience,
             check=False,
         )
 
@@ -324,9 +328,11 @@ class Airflow(Startable):
     def _process(self, command: str, *options: str, number: int = 0) -> Server:
         name = command.replace(" ", "-") + (f"-{number + 1}" if number else "")
         env = self.env | ({"DURABLE_SPARK_HOST": name} if command == "triggerer" else {})
+        forks = command in ("scheduler", "dag-processor")
+        main = ["dev.preloaded", self._preload] if self._preload and forks else ["airflow"]
         process = _Process(
             name,
-            [sys.executable, "-m", "airflow", *command.split(), *options],
+            [sys.executable, "-m", *main, *command.split(), *options],
             log=self.home / "servers" / f"{name}.log",
             env=env,
             cwd=self.home,
@@ -452,7 +458,7 @@ class Airflow(Startable):
 
         what = f"{dag}.{task} to be {' or '.join(sorted(wanted))}"
         try:
-            return wait_until(reached, deadline, what, interval=0.1)
+            return wait_until(reached, deadline, what, interval=0.5)
         except TimeoutError as error:
             now = self.task(dag, run, task, map_index)
             log = self.log(dag, run, task, now.try_number, map_index)

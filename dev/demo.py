@@ -37,7 +37,7 @@ from rich.table import Table
 from dev.airflow import IMPATIENT, Airflow, ApiError, parse_time
 from dev.processes import ToolMissing, free_port
 from dev.proxy import Proxy
-from dev.spark import SPARK_VERSION, Driver, Spark, StandaloneCluster, ensure_spark
+from dev.spark import SMALL_JVM, SPARK_VERSION, Driver, StandaloneCluster, ensure_spark
 
 DAG, TASK = "durable_spark_example", "pi"
 SLOT_LIMIT = 8.0
@@ -111,13 +111,6 @@ class Outcome:
     tries: int
     slot: Slot
     seconds: float
-
-
-class QuickSpark(Spark):
-    """A Spark whose drivers and executors, too, take half the processor time to start."""
-
-    def environment(self) -> dict[str, str]:
-        return super().environment() | {"JAVA_TOOL_OPTIONS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}
 
 
 class Demo:
@@ -362,7 +355,7 @@ def _start(stack: contextlib.ExitStack, show: Show) -> Demo:
     begun = time.monotonic()
     with show.waiting(f"Spark {SPARK_VERSION} (got once, half a gigabyte)"):
         spark = ensure_spark()
-    cluster = StandaloneCluster(spark=QuickSpark(spark.version, spark.home, spark.python))
+    cluster = StandaloneCluster(spark=dataclasses.replace(spark, java_options=SMALL_JVM))
     stack.callback(cluster.stop)
     port = free_port()
     proxy = stack.enter_context(Proxy(f"http://127.0.0.1:{port}"))

@@ -9,13 +9,13 @@ number, so that the server's files stay those of this user, wherever they are.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Postgres(Startable):
         self.port = free_port()
         self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
         options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        self._own = threading.local()
         command = [_program("postgres"), "-D", str(self._data), "-p", str(self.port), *options]
         # The kernel forgets whose death is to be told when a process enters a namespace: hence told again.
         again = ["setpriv", "--pdeathsig", "KILL"]
@@ -86,14 +87,29 @@ class Postgres(Startable):
 
     def query(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """
-        Execute a statement over a connection of its own, and return the rows of its answer.
+        Execute a statement, and return the rows of its answer.
+
+        Each thread has a connection for this, and a new one when that is broken: a test asks several times a second,
+        and each connection is a process of the server's.
 
         :param parameters: the values for ``%(name)s`` in it.
         :raises psycopg2.OperationalError: when the server does not answer.
         """
-        with contextlib.closing(self.connect()) as connection, connection, connection.cursor() as cursor:
-            cursor.execute(statement, parameters or None)
-            return list(cursor.fetchall()) if cursor.description else []
+        while True:
+            connection = getattr(self._own, "connection", None)
+            old = connection is not None
+            if connection is None:
+                connection = self._own.connection = self.connect()
+                connection.autocommit = True
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(statement, parameters or None)
+                    return list(cursor.fetchall()) if cursor.description else []
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                connection.close()
+                self._own.connection = None
+                if not old:
+                    raise
 
     def kill(self) -> None:
         """Kill -9 the server and all its processes, of which each has a session of its own."""

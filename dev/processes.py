@@ -290,6 +290,14 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
             pass
 
 
+patience = 1.0
+"""
+By how much deadlines are longer than they say.
+
+Each says what is ample on a machine that has little else to do; a suite that keeps it busy sets this at its begin.
+"""
+
+
 def wait_until(
     condition: Callable[[], T | None],
     deadline: float,
@@ -303,14 +311,14 @@ def wait_until(
 
     An :class:`OSError` (a refused connection, an HTTP error of urllib's) counts as "not yet".
 
-    :param deadline: seconds.
+    :param deadline: seconds; see :data:`patience`.
     :param what: what is waited for, for the error: ``"the master's page"``.
     :param servers: those that must live meanwhile; the errors quote their logs.
     :param interval: seconds between two calls.
     :raises TimeoutError: when the deadline has passed.
     :raises ServerDied: when one of the servers has ended.
     """
-    servers = list(servers)
+    servers, deadline = list(servers), deadline * patience
     until = time.monotonic() + deadline
     while True:
         try:
@@ -332,7 +340,7 @@ async def wait_until_async(
     interval: float = 0.05,
 ) -> T:
     """Do as :func:`wait_until` does, with an asynchronous condition, without blocking the loop."""
-    servers = list(servers)
+    servers, deadline = list(servers), deadline * patience
     until = time.monotonic() + deadline
     while True:
         try:

@@ -29,6 +29,7 @@ from multidict import CIMultiDict
 from typing_extensions import Self
 from yarl import URL
 
+from dev import processes
 from dev.processes import free_port
 
 __all__ = ["Hold", "Proxy", "Request"]
@@ -83,6 +84,7 @@ class Hold:
 
     def wait(self, deadline: float = 120) -> Request:
         """Return the first request that is held, once one is."""
+        deadline *= processes.patience
         if not self._held.wait(deadline):
             raise TimeoutError(f"waited {deadline:g} s for {self._pattern.method} {self._pattern.path}")
         return self.request

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "SMALL_JVM",
     "SPARK_VERSION",
     "Driver",
     "HighlyAvailableCluster",
@@ -57,7 +58,8 @@ SPARK_VERSION = "4.3.0"
 
 _JAVA_NEEDED = 17
 _START = 60.0  # seconds that a JVM may take to start on a busy machine
-_SMALL_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+SMALL_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+"""Options of a JVM that lives for a minute: it takes half the processor time to start."""
 
 
 @functools.cache
@@ -89,11 +91,15 @@ class Spark:
     """SPARK_HOME."""
     python: Path
     """The interpreter that has pyspark."""
+    java_options: str = ""
+    """For all its JVMs, those of drivers and executors among them, which tell of it in their logs."""
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables for Spark's programs; no setting of the developer's own gets in."""
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "PATH", "TMPDIR", "TZ") if name in os.environ}
+        options = {"JAVA_TOOL_OPTIONS": self.java_options} if self.java_options else {}
         return kept | {
+            **options,
             "JAVA_HOME": str(java_home()),
             "SPARK_HOME": str(self.home),
             "SPARK_LOCAL_IP": "127.0.0.1",
@@ -420,8 +426,8 @@ class StandaloneCluster(Startable):
         environment = self.spark.environment() | {
             "SPARK_CONF_DIR": str(no_conf),
             "SPARK_DAEMON_MEMORY": "256m",
-            "SPARK_DAEMON_JAVA_OPTS": " ".join([_SMALL_JVM, *(f"-D{name}={value}" for name, value in conf.items())]),
-            "SPARK_LAUNCHER_OPTS": _SMALL_JVM,
+            "SPARK_DAEMON_JAVA_OPTS": " ".join([SMALL_JVM, *(f"-D{name}={value}" for name, value in conf.items())]),
+            "SPARK_LAUNCHER_OPTS": SMALL_JVM,
         }
         command = [f"{self.spark.home}/bin/spark-class", main_class, *arguments]
         return Server(name, command, log=self.directory / f"{name}.log", env=environment, cwd=self.directory)
@@ -468,7 +474,7 @@ class HighlyAvailableCluster(StandaloneCluster):
         }
         configuration = self.directory / "zookeeper.cfg"
         configuration.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        java = [f"{java_home()}/bin/java", *_SMALL_JVM.split(), "-Xmx128m", "-cp", f"{self.spark.home}/jars/*"]
+        java = [f"{java_home()}/bin/java", *SMALL_JVM.split(), "-Xmx128m", "-cp", f"{self.spark.home}/jars/*"]
         command = [*java, "org.apache.zookeeper.server.ZooKeeperServerMain", str(configuration)]
         self.zookeeper = Server("zookeeper", command, log=self.directory / "zookeeper.log", cwd=self.directory)
 
