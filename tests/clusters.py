@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dev.spark import StandaloneCluster
     from dev.yarn import YarnCluster
 
-__all__ = ["CLUSTERS", "Clusters", "Job", "change_import", "spark_submits"]
+__all__ = ["CLUSTERS", "Clusters", "Job", "change_import", "marked", "spark_submits"]
 
 CLUSTERS = ("standalone", "kubernetes", "yarn")
 APPS = Path(__file__).parent / "apps"
@@ -33,8 +34,17 @@ _COMPILER = "org.codehaus.janino.SimpleCompiler"
 _QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _UPSTREAM = "from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator"
 _OURS = "from durable_spark.operators.spark_submit import SparkSubmitOperator"
-_SCRIPT = 'shift $(($# - 2)); echo begun; sleep "$1"; echo exiting with "$2"; exit "$2"'
+_SCRIPT = """
+shift $(($# - 2)); echo begun
+case $1 in
+  /*) until [ -e "$1" ]; do sleep 0.5; done ;;
+  *) sleep "$1" ;;
+esac
+echo exiting with "$2"; exit "$2"
+"""
 """Of a driver pod: what spark-submit gives the container as arguments ends with the application's own two."""
+_MARK = "mark"
+"""The label of driver pods for :attr:`Job.mark`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Job:
     state: str
     """``running``, ``succeeded``, ``failed``, ``killed`` or ``gone``."""
     mark: str = dataclasses.field(default="", compare=False)
-    """What can tell whose it is: a driver's memory, an application's name."""
+    """What can tell whose it is: a driver's memory, an application's name, a pod's label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +95,22 @@ class Clusters:
             "AIRFLOW__KUBERNETES_EXECUTOR__CONFIG_FILE": kubeconfig,
             "SUBMIT_ARGUMENTS": json.dumps(self.arguments()),
             "SUBMIT_NOTES": str(notes),
+            "SUBMIT_GATES": str(self.gates),
         }
 
+    @property
+    def gates(self) -> Path:
+        """The folder of the files for which jobs may wait."""
+        gates = self.directory / "gates"
+        gates.mkdir(exist_ok=True)
+        return gates
+
     def arguments(self) -> dict[str, dict[str, Any]]:
-        """Return the arguments of upstream's operator on each cluster; the application takes seconds and exit code."""
+        """
+        Return the arguments of upstream's operator on each cluster.
+
+        The application takes the seconds that it lives, or the file that it waits for, and its exit code.
+        """
         jar = self.directory / "nothing.jar"
         with zipfile.ZipFile(jar, "w") as archive:
             archive.writestr("nothing", "")
@@ -137,9 +159,16 @@ class Clusters:
         command += [part for name, value in conf.items() for part in ("--conf", f"{name}={value}")]
         return [*command, arguments["application"], *arguments.get("application_args", ()), str(seconds), "0"]
 
-    def jobs(self, cluster: str) -> list[Job]:
-        """Return all jobs that the cluster has ever had, the oldest first."""
-        return list({"standalone": self._drivers, "yarn": self._applications, "kubernetes": self._pods}[cluster]())
+    def jobs(self, cluster: str, mark: str | None = None) -> list[Job]:
+        """
+        Return all jobs that the cluster has ever had, the oldest first.
+
+        :param mark: of those that are asked for; see :func:`marked`.
+        """
+        if cluster == "kubernetes":  # where each job is a request of its own
+            return list(self._pods(mark))
+        jobs = self._drivers() if cluster == "standalone" else self._applications()
+        return [job for job in jobs if mark in (None, job.mark)]
 
     def kill(self, cluster: str, job: Job) -> None:
         """End a job without any of the package's code."""
@@ -163,10 +192,12 @@ class Clusters:
         apps = sorted(self.yarn.apps(), key=lambda app: app.id)
         return [Job(app.id, ends.get(app.final_status, "running"), app.name) for app in apps]
 
-    def _pods(self) -> list[Job]:
+    def _pods(self, mark: str | None) -> Iterator[Job]:
         phases = {"Succeeded": "succeeded", "Failed": "failed"}
-        jobs = []
         for created in self.kubernetes.created_pods():
+            its_mark = created.entry["responseObject"]["metadata"].get("labels", {}).get(_MARK, "")
+            if mark not in (None, its_mark):
+                continue
             try:
                 pod = self.kubernetes.pod(created.name)
                 same = pod["metadata"]["uid"] == created.uid
@@ -175,17 +206,16 @@ class Clusters:
                 if error.status != 404:
                     raise
                 state = "gone"
-            jobs.append(Job(f"{created.namespace}:{created.name}", state))
-        return jobs
+            yield Job(f"{created.namespace}:{created.name}", state, its_mark)
 
     def _pod_template(self) -> Path:
         path = self.directory / "driver.yaml"
-        container = {"name": "driver", "command": ["sh", "-c", _SCRIPT]}
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
-        }
+        gates = str(self.gates)
+        mounts = [{"name": "gates", "mountPath": gates}]
+        container = {"name": "driver", "command": ["sh", "-c", _SCRIPT], "volumeMounts": mounts}
+        volumes = [{"name": "gates", "hostPath": {"path": gates}}]
+        spec = {"terminationGracePeriodSeconds": 1, "containers": [container], "volumes": volumes}
+        pod = {"apiVersion": "v1", "kind": "Pod", "spec": spec}
         path.write_text(yaml.safe_dump(pod))
         return path
 
@@ -214,6 +244,19 @@ def spark_submits(mark: str) -> list[int]:
         ):
             found.append(int(directory.name))
     return found
+
+
+def marked(cluster: str, mark: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return an operator's arguments with what lets its jobs be told from others.
+
+    :param mark: on a standalone cluster an amount of memory, such as ``150m``; else a name.
+    """
+    if cluster == "standalone":
+        return {**arguments, "driver_memory": mark}
+    if cluster == "yarn":
+        return {**arguments, "name": mark}
+    return {**arguments, "conf": {**arguments["conf"], f"spark.kubernetes.driver.label.{_MARK}": mark}}
 
 
 def change_import(source: str) -> str:

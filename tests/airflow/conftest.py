@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
 import ssl
@@ -20,25 +21,41 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import durable_spark.example_dags
+from dev import processes
 from dev.airflow import IMPATIENT, Airflow, ApiError, TaskInstance
 from dev.kubernetes import RequestFailed
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
+from dev.spark import SMALL_JVM, StandaloneCluster, ensure_spark
 from tests.airflow.collectors import statsd
-from tests.airflow.small_jobs import MEMORY
-from tests.airflow.together import Together, in_order
+from tests.airflow.job_service import EXAMPLES, JobService
+from tests.airflow.marks import MEMORY, SUBMITTING
+from tests.airflow.together import Elsewhere, InActs, Together, has_own_stage, in_order
 from tests.clusters import CLUSTERS, Clusters, change_import
-from tests.conftest import or_none
+from tests.conftest import or_none, require
 
 if TYPE_CHECKING:
     from dev.kubernetes import CreatedPod, KubernetesCluster
     from dev.proxy import Hold
-    from dev.spark import Driver, StandaloneCluster
+    from dev.spark import Driver
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+processes.patience = 3.0  # two cores, six stories at once
+
 SUBMIT_DAG = Path(__file__).with_name("submit_dag.py")
 ENDED = {"success", "failed"}
+UNVERIFIED = "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
+"""Of a JVM that believes what it loads, which takes a sixth off its start."""
+PRELOADED = (
+    "durable_spark.operators.spark_submit",
+    "durable_spark.hooks.kubernetes",
+    "durable_spark.hooks.standalone",
+    "durable_spark.hooks.yarn",
+    "durable_spark.triggers.job",
+    "tests.airflow.small_jobs",
+    "tests.clusters",
+)
+"""What nearly every task imports, most of which is not this package's."""
 LAST_LOOK = r"/execution/task-instances/states"
 """
 What a task asks last before it defers. The deferral itself cannot be held back for this purpose: it is sent by the
@@ -56,9 +73,8 @@ class Stage:
     """Between workers and Airflow's execution API."""
     rest: Proxy
     """Between the connection ``spark_proxied`` and the master's REST server."""
-    processes: Proxy
-    """Between the connection ``processes`` and the job service of the page on writing a hook."""
-    service_port: int
+    job_service: JobService
+    """Known to the connection ``processes``."""
     kubernetes: KubernetesCluster | None
     """Known to the connection ``kubernetes``. Nothing where one cannot be had."""
     kubernetes_api: Proxy
@@ -163,7 +179,7 @@ class Run:
     One run of a Dag, and one of its tasks.
 
     Pods bear the Dag's name. Whose a driver is is told by its memory, if the Dag's is its own
-    (:data:`tests.airflow.small_jobs.MEMORY`), else by the time alone: such Dags do not run side by side.
+    (:data:`tests.airflow.marks.MEMORY`), else by the time alone: such Dags do not run side by side.
     """
 
     stage: Stage
@@ -325,13 +341,22 @@ class Run:
     def logs(self) -> str:
         said = []
         for number in range(1, self.ti.try_number + 1):
-            for line in self.stage.airflow.log(*self.key, number):
-                said.append(json.dumps(line) if "error_detail" in line else str(line.get("event")))
+            with contextlib.suppress(ApiError):  # a try that is to come has none
+                for line in self.stage.airflow.log(*self.key, number):
+                    said.append(json.dumps(line) if "error_detail" in line else str(line.get("event")))
         return "\n".join(said)[-8000:]
 
     def kill(self, **options: Any) -> None:
         """Kill -9 the process that runs the task's code."""
         self.stage.airflow.kill_task_process(*self.key, **options)
+
+
+@pytest.fixture(scope="session")
+def standalone_cluster() -> Iterator[StandaloneCluster]:
+    """Start one as other suites have it, but that all its JVMs start soon: half of a busy machine was theirs."""
+    spark = dataclasses.replace(require(ensure_spark), java_options=f"{SMALL_JVM} {UNVERIFIED}")
+    with StandaloneCluster(recovery=True, spark=spark) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
@@ -351,18 +376,18 @@ def stage(
     own, shipped = Path(__file__).parent / "dags", Path(durable_spark.example_dags.__file__).parent
     for file in (*own.glob("*.py"), *shipped.glob("[a-z]*.py"), EXAMPLES / "process_dag.py"):
         (dags / file.name).symlink_to(file)
-    port, service_port = free_port(), free_port()
+    port = free_port()
     with (
         Proxy(f"http://127.0.0.1:{port}") as execution_api,
         Proxy(f"http://127.0.0.1:{standalone_cluster.master.rest_port}") as rest,
-        Proxy(f"http://127.0.0.1:{service_port}") as processes,
+        JobService(tmp_path_factory.mktemp("job-service") / "log") as job_service,
         proxy_of(kubernetes) as kubernetes_api,
         statsd() as (statsd_port, metrics),
     ):
         connections = {
             "spark_default": standalone_cluster.connection(),
             "spark_proxied": standalone_cluster.connection(rest_port=str(rest.port)),
-            "processes": {"conn_type": "http", "host": "127.0.0.1", "port": processes.port, "extra": {}},
+            "processes": {"conn_type": "http", "host": "127.0.0.1", "port": job_service.proxy.port, "extra": {}},
         }
         env = {"PYTHONPATH": str(EXAMPLES)}
         if kubernetes is not None:
@@ -380,9 +405,10 @@ def stage(
         if submit_clusters is not None:
             connections.update(submit_clusters.connections())
             env.update(submit_clusters.environment())
-            (dags / "dropin.py").write_text(change_import(SUBMIT_DAG.read_text()))
-            for cluster in CLUSTERS:
-                (dags / f"changing_{cluster}.py").write_text(SUBMIT_DAG.read_text())
+            source = SUBMIT_DAG.read_text()
+            for story, cluster in itertools.product(SUBMITTING, CLUSTERS):
+                dag = source if story == "taken" else change_import(source)
+                (dags / f"submit_{story}_{cluster}.py").write_text(dag)
         with (
             Postgres() as postgres,
             Airflow(
@@ -398,7 +424,14 @@ def stage(
                 },
                 config={
                     **IMPATIENT,
-                    "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60},
+                    "scheduler": {
+                        **IMPATIENT["scheduler"],
+                        "task_instance_heartbeat_timeout": 60,
+                        # There are two of them, which took a sixth of the machine to look whether there is something.
+                        "scheduler_idle_sleep_time": 1,
+                        "trigger_timeout_check_interval": 2,
+                        "task_instance_heartbeat_timeout_detection_interval": 4,
+                    },
                     "triggerer": {**IMPATIENT["triggerer"], "triggerer_health_check_threshold": 10},
                     "metrics": {
                         "statsd_on": True,
@@ -408,6 +441,7 @@ def stage(
                     },
                 },
                 env=env,
+                preload=PRELOADED,
             ) as airflow,
         ):
             files = {file.name for file in dags.glob("[a-z]*.py")}
@@ -417,8 +451,7 @@ def stage(
                 cluster=standalone_cluster,
                 execution_api=execution_api,
                 rest=rest,
-                processes=processes,
-                service_port=service_port,
+                job_service=job_service,
                 kubernetes=kubernetes,
                 kubernetes_api=kubernetes_api,
                 submit=submit_clusters,
@@ -453,12 +486,7 @@ def parsed(airflow: Airflow, files: set[str]) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let all that is told side by side end before a test kills a process that others need."""
-    items.sort(key=lambda item: (not _has_own_stage(item), in_order(item)))
-
-
-def _has_own_stage(item: pytest.Item) -> bool:
-    """Whether a test's module has an Airflow of its own, which is over before the one of all others begins."""
-    return hasattr(getattr(item, "module", None), "stage")
+    items.sort(key=in_order)
 
 
 @contextlib.contextmanager
@@ -492,23 +520,66 @@ def run(stage: Stage) -> Iterator[Callable[..., Run]]:
     )
 
 
-@contextlib.contextmanager
-def told(items: list[pytest.Item], stage: Stage) -> Iterator[Together]:
-    """Begin to tell the stories among the items."""
+@pytest.fixture(scope="session")
+def told_here(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together]:
+    """Begin to tell all stories."""
 
     def tell(story: Callable[..., None], parameters: dict[str, Any]) -> None:
         with runs_of(stage) as trigger:
             story(stage, trigger, **parameters)
 
-    together = Together(items, tell)
+    told = Together(request.session.items, tell)
     try:
-        yield together
+        yield told
     finally:
-        together.end()
+        told.end()
 
 
 @pytest.fixture(scope="session")
-def told_together(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together]:
-    """Begin to tell all stories."""
-    with told([item for item in request.session.items if not _has_own_stage(item)], stage) as together:
-        yield together
+def told_in_acts(request: pytest.FixtureRequest, stage: Stage) -> InActs:
+    """Tell all stories in acts."""
+
+    def tell(story: Callable[..., Iterator[None]]) -> Iterator[None]:
+        with runs_of(stage) as trigger:
+            yield from story(stage, trigger)
+
+    return InActs(request.session.items, tell, stage.without_triggerers)
+
+
+@pytest.fixture(scope="session")
+def told_elsewhere(
+    request: pytest.FixtureRequest, kubernetes: KubernetesCluster | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[pytest.Item], Elsewhere[Stage]]]:
+    """Begin to tell all that is on a stage of its own; gives what tells of a test of such a module."""
+
+    def tell(stage: Stage, story: Callable[..., None]) -> None:
+        with runs_of(stage) as trigger:
+            story(stage, trigger)
+
+    modules: dict[Any, list[pytest.Item]] = {}
+    for item in filter(has_own_stage, request.session.items):
+        modules.setdefault(item.module, []).append(item)  # type: ignore[attr-defined]
+    told = {
+        module: Elsewhere(items, module.own_stage(kubernetes, tmp_path_factory.mktemp("dags")), tell)
+        for module, items in modules.items()
+    }
+    try:
+        yield lambda item: told[item.module]  # type: ignore[attr-defined]
+    finally:
+        for each in told.values():
+            each.end()
+
+
+@pytest.fixture(autouse=True)
+def beside(request: pytest.FixtureRequest) -> None:
+    """Have tests on a stage of their own told beside those that are not told side by side."""
+    if in_order(request.node) >= 2:
+        request.getfixturevalue("told_elsewhere")
+
+
+@pytest.fixture
+def told_together(request: pytest.FixtureRequest) -> Together | Elsewhere[Stage]:
+    """Return what tells of a story."""
+    if has_own_stage(request.node):
+        return cast("Elsewhere[Stage]", request.getfixturevalue("told_elsewhere")(request.node))
+    return cast("Together", request.getfixturevalue("told_here"))

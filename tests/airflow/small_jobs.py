@@ -19,13 +19,13 @@ from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
 from tests.airflow.lives import lives_of
+from tests.airflow.marks import mark_of
 
 if TYPE_CHECKING:
     from tests.airflow.conftest import Run
 
 __all__ = [
     "GATE",
-    "MEMORY",
     "RETRIED",
     "ShellPod",
     "alive_at_once",
@@ -41,19 +41,6 @@ HOME = "/airflow"
 """Where a pod finds Airflow's folder."""
 GATE = f"{HOME}/gates/{{{{ run_id }}}}"
 """For which a pod may wait."""
-_DAGS_OF_DRIVERS = [
-    *(f"driver_{trouble}" for trouble in ("refused", "hang", "half", "garbage", "e500", "e429", "token", "long")),
-    "late_driver",
-    "late_request",
-    "life",
-    *(f"life_{way}" for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked")),
-    *(f"lost_driver{what}" for what in ("", "_seen", "_again")),
-    "other_standalone",
-    "time_standalone",
-    *(f"retry_{case}" for case in ("active", "succeeded", "failed", "unsent", "sent", "unstored", "resuming")),
-]
-MEMORY = {dag: 140 + number for number, dag in enumerate(_DAGS_OF_DRIVERS)}
-"""Of each Dag's drivers, in megabytes: nobody else's have so much."""
 RETRIED: dict[str, Any] = {
     "poll_interval": 1,
     "retries": 2,
@@ -111,7 +98,7 @@ def small_driver(seconds: str, exit_code: str) -> dict[str, Any]:
         "java_class": "org.codehaus.janino.SimpleCompiler",
         "application_args": [source, "Driver", seconds, exit_code],
         "driver_memory": "128m",
-        "conf": {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC"},
+        "conf": {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"},
         "conn_id": "spark_default",
         **RETRIED,
     }
@@ -129,7 +116,7 @@ def dag_of_pod(dag_id: str, **arguments: Any) -> None:
 def dag_of_driver(dag_id: str, **arguments: Any) -> None:
     """Do as :func:`dag_of_pod` does, with a driver on a standalone cluster, which is known by its memory."""
     gate = os.environ["AIRFLOW_HOME"] + "/gates/{{ run_id }}"
-    own = {**small_driver(gate, _EXIT_CODE), "driver_memory": f"{MEMORY[dag_id]}m"}
+    own = {**small_driver(gate, _EXIT_CODE), "driver_memory": mark_of(dag_id)}
     _dag_of_one(dag_id, **{**own, **arguments})
 
 

@@ -1,7 +1,7 @@
 """
-Dags as they are written for the Spark provider's operator, one for each cluster.
+A Dag as it is written for the Spark provider's operator; the last word of the file's name is the cluster.
 
-The suite puts copies of this file into its Dags folder: one as it is, and others with nothing but the import changed.
+The suite puts copies of this file into its Dags folder: some as it is, and others with nothing but the import changed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,31 @@ from pathlib import Path
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import DAG, Param
 
-ARGUMENTS = json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}"))
+from tests.airflow.marks import mark_of
+from tests.clusters import marked
 
-for cluster, arguments in ARGUMENTS.items():
-    with DAG(
-        dag_id=f"{Path(__file__).stem}_{cluster}",
-        schedule=None,
-        params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
-    ) as dag:
-        SparkSubmitOperator(
-            task_id="job",
-            conn_id=f"submit_{cluster}",
-            retries=2,
-            retry_delay=timedelta(seconds=1),
-            **{
-                **arguments,
-                "application_args": [
-                    *arguments.get("application_args", ()),
-                    "{{ params.seconds }}",
-                    "{{ params.exit_code }}",
-                ],
-                "post_submit_commands": ["sh -c 'echo {{ ti.try_number }} >> $SUBMIT_NOTES/{{ run_id }}'"],
-            },
-        )
-    globals()[dag.dag_id] = dag
+NAME = Path(__file__).stem
+CLUSTER = NAME.rpartition("_")[2]
+GATE = f"{os.environ['SUBMIT_GATES']}/{{{{ run_id }}}}"
+
+with DAG(
+    dag_id=NAME,
+    schedule=None,
+    params={"seconds": Param("", type="string"), "exit_code": Param("0", type="string")},
+):
+    arguments = marked(CLUSTER, mark_of(NAME), json.loads(os.environ["SUBMIT_ARGUMENTS"])[CLUSTER])
+    SparkSubmitOperator(
+        task_id="job",
+        conn_id=f"submit_{CLUSTER}",
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+        **{
+            **arguments,
+            "application_args": [
+                *arguments.get("application_args", ()),
+                "{% if params.seconds %}{{ params.seconds }}{% else %}" + GATE + "{% endif %}",
+                "{{ params.exit_code }}",
+            ],
+            "post_submit_commands": ["sh -c 'echo {{ ti.try_number }} >> $SUBMIT_NOTES/{{ run_id }}'"],
+        },
+    )

@@ -12,6 +12,7 @@ An Airflow of its own: one scheduler, one triggerer, two workers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,10 +31,10 @@ from dev.proxy import Proxy
 from dev.redis import Redis
 from tests.airflow.backdoor import let_be_given_up
 from tests.airflow.collectors import Span, span_collector
-from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage, runs_of, told
+from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.test_late_workers import FORGOTTEN
-from tests.airflow.together import Together, together
+from tests.airflow.together import alone, together
 
 if TYPE_CHECKING:
     from dev.kubernetes import KubernetesCluster
@@ -54,10 +55,11 @@ class CeleryStage(Stage):
         execution_api: Proxy,
         kubernetes: KubernetesCluster,
         postgres: Postgres,
+        broker: Redis,
         spans: list[Span],
     ) -> None:
         self.airflow, self.execution_api, self.kubernetes, self.postgres = airflow, execution_api, kubernetes, postgres
-        self.spans = spans
+        self.broker, self.spans = broker, spans
 
     def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
         """Trigger a run."""
@@ -65,24 +67,17 @@ class CeleryStage(Stage):
         return Run(self, dag, self.airflow.trigger(dag, conf=conf), before, task)
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Redis]:
-    with Redis() as broker:
-        yield broker
-
-
-@pytest.fixture(scope="module")
-def stage(
-    kubernetes: KubernetesCluster | None, broker: Redis, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CeleryStage]:
+@contextlib.contextmanager
+def own_stage(kubernetes: KubernetesCluster | None, dags: Path) -> Iterator[CeleryStage]:
+    """Open the stage of this module."""
     if kubernetes is None:
         pytest.skip("there is no Kubernetes cluster")
-    dags = tmp_path_factory.mktemp("dags")
     (dags / DAGS.name).symlink_to(DAGS)
     port = free_port()
     connection: dict[str, Any] = kubernetes.connection()
     scheduler = {"task_instance_heartbeat_timeout": 60, "task_queued_timeout_check_interval": 1}
     with (
+        Redis() as broker,
         Proxy(f"http://127.0.0.1:{port}") as execution_api,
         Postgres() as postgres,
         span_collector() as (spans_port, spans),
@@ -105,21 +100,7 @@ def stage(
             },
         ) as airflow,
     ):
-        yield CeleryStage(airflow, execution_api, kubernetes, postgres, spans)
-
-
-@pytest.fixture(scope="module")
-def told_together(request: pytest.FixtureRequest, stage: CeleryStage) -> Iterator[Together]:
-    """Begin to tell the stories of this module."""
-    with told([item for item in request.session.items if item.path == request.path], stage) as together:
-        yield together
-
-
-@pytest.fixture
-def run(stage: CeleryStage) -> Iterator[Callable[..., Run]]:
-    """Trigger a run; at the end of the test whatever it left running is ended."""
-    with runs_of(stage) as trigger:
-        yield trigger
+        yield CeleryStage(airflow, execution_api, kubernetes, postgres, broker, spans)
 
 
 # --- what is told of it
@@ -211,6 +192,7 @@ def test_cleared_while_it_waits_on_the_worker(stage: Stage, run: Callable[..., R
 # --- a worker is shut down
 
 
+@alone
 def test_a_warm_shutdown_lets_tasks_end(stage: CeleryStage, run: Callable[..., Run]) -> None:
     """One task waits for its job on the worker, one is about to submit: both do what they have begun."""
     staying, leaving = stage.airflow.workers
@@ -236,8 +218,10 @@ def test_a_warm_shutdown_lets_tasks_end(stage: CeleryStage, run: Callable[..., R
 # --- the broker dies
 
 
-def test_the_job_ends_while_the_broker_is_away(stage: CeleryStage, broker: Redis, run: Callable[..., Run]) -> None:
+@alone
+def test_the_job_ends_while_the_broker_is_away(stage: CeleryStage, run: Callable[..., Run]) -> None:
     """Airflow cannot send the task that is to resume, which costs a try: the next one finds the result."""
+    broker = stage.broker
     job = run("celery_lost")
     job.wait("deferred")
     pod = job.wait_for_pod("Running")
@@ -251,15 +235,15 @@ def test_the_job_ends_while_the_broker_is_away(stage: CeleryStage, broker: Redis
     assert job.xcoms()["return_value"] == f"spark:{pod.name}"
 
 
-def test_workers_and_messages_are_lost_and_messages_come_twice(
-    stage: CeleryStage, broker: Redis, run: Callable[..., Run]
-) -> None:
+@alone
+def test_workers_and_messages_are_lost_and_messages_come_twice(stage: CeleryStage, run: Callable[..., Run]) -> None:
     """
     The three cases of a retry, and the end of a deferred job, when all workers have died.
 
     What is sent to them is lost with the broker. It is sent again, and then each message is delivered twice, as a
     broker does when an acknowledgement is late: Airflow runs one of the two.
     """
+    broker = stage.broker
     cases = ["celery_active", "celery_succeeded", "celery_failed"]
     resumed = run("celery_twice")
     resumed.wait("deferred")

@@ -7,24 +7,24 @@ Timed by the API server's audit log.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
 
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
+from tests.airflow.elsewhere import run_elsewhere
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import Life, lives_of, now, one_after_the_other
 from tests.airflow.test_person import (
     clear,
     ends_well,
     killed_before_it_defers,
-    on_other,
     runs_anew,
     wait_for_kill,
 )
-from tests.airflow.together import together
+from tests.airflow.together import together, without_triggerers
 
 NO_RETRY = "retries=0: there is no try in which the job of a dead worker could be found again"
 LATE = 60.0
@@ -126,7 +126,7 @@ def test_the_time_of_the_run(stage: Stage, run: Callable[..., Run], dag: str) ->
 @together
 def test_on_other_clusters(stage: Stage, run: Callable[..., Run], dag: str) -> None:
     """The drop-in on YARN, the other operator on a standalone cluster."""
-    other = on_other(stage, run, dag)
+    other = run_elsewhere(stage, run, dag)
     job = other.run
     job.wait("failed", deadline=150)
     assert other.states() == ["killed"]
@@ -186,16 +186,18 @@ def test_the_last_try_gives_up_and_a_clear_finds_the_cluster_away(stage: Stage, 
 # --- while no triggerer is there
 
 
-def test_over_the_death_of_all_triggerers(stage: Stage, run: Callable[..., Run]) -> None:
+@without_triggerers
+def test_over_the_death_of_all_triggerers(stage: Stage, run: Callable[..., Run]) -> Iterator[None]:
     """One deadline passes while they are away, the other one when they are back."""
     away, moved = run("time_away"), run("time_moved")
     for job in (away, moved):
         job.wait_for_followed_pod()
-    with stage.without_triggerers():
-        began = away.ti.start
-        assert began is not None
-        wait_until(lambda: now() > began + timedelta(seconds=32), 60, "the deadline", interval=0.5)
-        assert [lives_of(job)[0].killed for job in (away, moved)] == [None, None]
-    for job, after in ((away, 30), (moved, 55)):
+    yield
+    began = away.ti.start
+    assert began is not None
+    wait_until(lambda: now() > began + timedelta(seconds=47), 90, "the deadline", interval=0.5)
+    assert [lives_of(job)[0].killed for job in (away, moved)] == [None, None]
+    yield
+    for job, after in ((away, 45), (moved, 75)):
         job.wait("failed", deadline=120)
         timed_out(job, *one_after_the_other(job, 1), after=after, late=90)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
-from tests.airflow.together import together
+from tests.airflow.gates import open_gate
+from tests.airflow.together import together, without_triggerers
 
 STORE = r"/execution/store/"
 
@@ -36,9 +37,7 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
 @together
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
     with stage.killed_before_it_defers(run, "pod_succeeded", seconds="1") as job:
-        stage.airflow.pause("pod_succeeded")
-    pod = job.wait_for_pod("Succeeded")
-    stage.airflow.unpause("pod_succeeded")
+        pod = job.wait_for_pod("Succeeded")
     ended = job.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 2)
     assert job.pods() == [pod]
@@ -49,9 +48,7 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
 @together
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
     with stage.killed_before_it_defers(run, "pod_failed", seconds="1", exit_code="3") as job:
-        stage.airflow.pause("pod_failed")
-    first = job.wait_for_pod("Failed")
-    stage.airflow.unpause("pod_failed")
+        first = job.wait_for_pod("Failed")
     assert job.wait(*ENDED, deadline=120).state == "failed"
     pods = job.pods()
     assert pods[0] == first
@@ -142,24 +139,49 @@ def test_deferred_and_let_go_of_at_the_end(stage: Stage, run: Callable[..., Run]
     job.wait_for_pod(None)
 
 
-def test_held_pod_that_is_deleted_tells_its_end(stage: Stage, run: Callable[..., Run]) -> None:
-    """It succeeds, and is deleted, while no triggerer is there to see it."""
-    job = run("pod_held_alone", seconds="6")
+@pytest.mark.parametrize("status", [403, 503])
+@together
+def test_held_pod_is_let_go_of_though_it_is_refused_at_first(
+    stage: Stage, run: Callable[..., Run], status: int
+) -> None:
+    """No later try does it. A request that an API server forbids at one moment may be allowed in the next."""
+    job = run(f"pod_held_{status}")
     pod = job.wait_for_followed_pod()
-    with stage.without_triggerers():
-        job.wait_for_pod("Succeeded")
-        stage.pod_cluster.delete_pod(pod.name)
+    api, patch = stage.kubernetes_api, f"/pods/{pod.name}"
+    with api.failing(status, answer="not now", method="PATCH", path=patch):
+        open_gate(job)
+        wait_until(lambda: api.count("PATCH", patch) > 1, 60, "the finalizer to be taken off again", interval=0.2)
+        assert job.ti.state == "running"
+        assert stage.pod_cluster.pod(pod.name)["metadata"]["finalizers"]
+    ended = job.wait(*ENDED)
+    assert (ended.state, ended.try_number) == ("success", 1)
+    job.wait_for_pod(None)
+    assert job.pods() == [pod]
+
+
+@without_triggerers
+def test_held_pod_that_is_deleted_tells_its_end(stage: Stage, run: Callable[..., Run]) -> Iterator[None]:
+    """It succeeds, and is deleted, while no triggerer is there to see it."""
+    job = run("pod_held_alone")
+    pod = job.wait_for_followed_pod()
+    yield
+    open_gate(job)
+    job.wait_for_pod("Succeeded")
+    stage.pod_cluster.delete_pod(pod.name)
+    yield
     ended = job.wait(*ENDED, deadline=120)
     assert (ended.state, ended.try_number) == ("success", 1)
     job.wait_for_pod(None)
 
 
-def test_pod_that_vanished_is_no_success(stage: Stage, run: Callable[..., Run]) -> None:
+@without_triggerers
+def test_pod_that_vanished_is_no_success(stage: Stage, run: Callable[..., Run]) -> Iterator[None]:
     """Upstream's operator takes the 404 for a success. Here the job is lost, and is not submitted again unasked."""
     job = run("pod", seconds="600")
     pod = job.wait_for_followed_pod()
-    with stage.without_triggerers():
-        stage.pod_cluster.delete_pod(pod.name, 0)
+    yield
+    stage.pod_cluster.delete_pod(pod.name, 0)
+    yield
     ended = job.wait(*ENDED, deadline=120)
     assert (ended.state, ended.try_number) == ("failed", 1)
     assert job.pods() == [pod]

@@ -22,7 +22,7 @@ from dev.processes import wait_until
 from tests.airflow.backdoor import let_be_given_up
 from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.small_jobs import MEMORY
+from tests.airflow.marks import mark_of
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def test_its_request_is_still_on_its_way(stage: Stage, run: Callable[..., Run]) 
 
 
 def requests_for(run: Run) -> int:
-    memory = f'"{MEMORY[run.dag]}m"'
+    memory = f'"{mark_of(run.dag)}"'
     return sum(request.method == "POST" and memory in request.body for request in run.stage.rest.requests)
 
 

@@ -7,11 +7,12 @@ What a person does to it meanwhile is in :mod:`tests.airflow.test_person`, but f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dev.processes import process, wait_until
 from tests.airflow.conftest import ENDED, Run, Stage
-from tests.airflow.together import together
+from tests.airflow.gates import open_gate
+from tests.airflow.together import together, without_triggerers
 
 
 @together
@@ -81,15 +82,15 @@ def test_marked_while_it_submits(stage: Stage, run: Callable[..., Run]) -> None:
     assert len(life.drivers()) == 1
 
 
-def test_the_triggerer_dies_and_the_job_is_followed_on(stage: Stage, run: Callable[..., Run]) -> None:
-    life = run("life", seconds="20")
+@without_triggerers
+def test_the_triggerer_dies_and_the_job_is_followed_on(stage: Stage, run: Callable[..., Run]) -> Iterator[None]:
+    life = run("life_followed")
     life.wait("deferred")
     driver = life.wait_for_driver("RUNNING")
     life.wait_until_followed()
-    number = stage.airflow.triggerer_of(*life.key)
-    assert number is not None
-    stage.airflow.kill_triggerer(number)
-    stage.airflow.start_triggerer(number)
+    yield
+    yield
+    open_gate(life)
     ended = life.wait(*ENDED, deadline=120)
     assert (ended.state, ended.try_number) == ("success", 1)
     assert [(d.id, d.state) for d in life.drivers()] == [(driver.id, "FINISHED")]

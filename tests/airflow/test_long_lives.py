@@ -52,10 +52,9 @@ def age_trigger(job: Run) -> None:
     assert len(job.stage.postgres.query(sql, age=AGE, dag=job.dag, run=job.id)) == 1
 
 
-def clean_store(job: Run, *options: str) -> str:
-    """Run ``airflow state-store clean`` and return what it says of the run."""
-    said = job.stage.airflow.airflow("state-store", "clean", *options)
-    return "\n".join(line for line in said.splitlines() if job.id in line)
+def clean_store(job: Run) -> None:
+    """Run ``airflow state-store clean``."""
+    job.stage.airflow.airflow("state-store", "clean")
 
 
 def clean_database(job: Run, *tables: str) -> str:
@@ -86,10 +85,6 @@ def test_a_record_expires_only_when_its_job_has_ended(stage: Stage, run: Callabl
     age(job, "task_state_store")
     kept = job.store()
     assert {*LIVE} < kept.keys(), "there is something beside that may expire"
-    listed = clean_store(job, "--dry-run")
-    assert job.store() == kept
-    for key in kept:
-        assert (f"key {key!r}" in listed) == (key not in LIVE)
     clean_store(job)
     assert job.store() == {key: kept[key] for key in LIVE}
     stage.airflow.unpause(job.dag)
@@ -100,9 +95,6 @@ def test_a_record_expires_only_when_its_job_has_ended(stage: Stage, run: Callabl
     assert job.pods() == [pod]
 
     age(job, "task_state_store")
-    listed = clean_store(job, "--dry-run")
-    for key in LIVE:
-        assert f"key {key!r}" in listed
     clean_store(job)
     assert job.store() == {}
     stage.airflow.clear(job.dag, job.id, ["job"])
@@ -180,7 +172,9 @@ def test_a_run_that_is_cleaned_away_ends_its_job(stage: Stage, run: Callable[...
     killed.wait_for_pod(None)
     said = f"Leaving spark:{pods[1].name} alone, as on_kill='keep' asks"
     logs = stage.airflow.home / "logs"
-    wait_until(lambda: any(said in log.read_text() for log in logs.rglob(f"*{kept.id}/**/*.log")), 60, "word of it")
+    wait_until(
+        lambda: any(said in log.read_text() for log in logs.rglob(f"*{kept.id}/**/*.log")), 60, "word", interval=1
+    )
     assert kept.phase(pods[1]) == "Running"
     open_gate(kept)
     kept.wait_for_pod("Succeeded")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from dev.processes import wait_until
 from durable_spark.triggers.job import NOTE_XCOM_KEY
 from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
-from tests.airflow.together import together
+from tests.airflow.together import together, without_triggerers
 
 if TYPE_CHECKING:
     from dev.spark import StandaloneCluster
@@ -71,10 +71,8 @@ def forget(yarn: YarnCluster, ids: list[str]) -> None:
 def test_found_lost_by_a_retry(stage: Stage, run: Callable[..., Run], dag: str) -> None:
     """Its worker died before it deferred, and the pod was deleted before the retry looked."""
     with stage.killed_before_it_defers(run, dag) as job:
-        stage.airflow.pause(dag)
         first = job.wait_for_pod("Running")
-    stage.pod_cluster.delete_pod(first.name, 0)
-    stage.airflow.unpause(dag)
+        stage.pod_cluster.delete_pod(first.name, 0)
     if dag == "lost_retry":
         ended = job.wait(*ENDED)
         assert (ended.state, ended.try_number) == ("failed", 2), "of three"
@@ -89,7 +87,8 @@ def test_found_lost_by_a_retry(stage: Stage, run: Callable[..., Run], dag: str) 
     assert job.pods()[0] == first
 
 
-def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) -> None:
+@without_triggerers
+def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) -> Iterator[None]:
     yarn = stage.submit.yarn if stage.submit is not None else None
     before = {app.id for app in yarn.apps()} if yarn is not None else set()
     apps = [run("lost_app"), run("lost_app_again")] if yarn is not None else []
@@ -102,32 +101,34 @@ def test_forgotten_while_nobody_looked(stage: Stage, run: Callable[..., Run]) ->
     for app in apps:
         app.wait("deferred", deadline=120)
         app.wait_until_followed()
-    # Two ends are seen, and not reported yet: an event within the first seconds of a deferral would burn the try.
+    # Two ends are seen, and not reported yet, as these Dags ask for.
     seen, driver_seen = run("lost_seen"), run("lost_driver_seen")
     for job in (seen, driver_seen):
         job.wait("deferred")
         open_gate(job)
     for job in (seen, driver_seen):
-        wait_until(lambda job=job: NOTE_XCOM_KEY in job.xcoms(), 60, f"the end of {job.dag} to be seen", interval=0.1)  # type: ignore[misc]
-    with stage.without_triggerers():
-        assert {seen.ti.state, driver_seen.ti.state} == {"deferred"}, "it was too late: the event has been sent"
-        first["lost_seen"] = seen.wait_for_pod("Succeeded")
-        for job in (driver, driver_again):
-            open_gate(job)
-            job.wait_for_driver("FINISHED", deadline=90)
-        for gone in first.values():
-            stage.pod_cluster.delete_pod(gone.name, 0)
-        made = {job.dag: job.drivers() for job in (driver, driver_again, driver_seen)}
-        with ThreadPoolExecutor() as pool:
-            evicting = pool.submit(evict, stage.cluster, {d.id for one in made.values() for d in one})
-            if yarn is not None:
-                ids = sorted({app.id for app in yarn.apps()} - before)
-                assert len(ids) == len(apps)
-                for app_id in ids:
-                    yarn.kill_app(app_id)
-                    yarn.wait_for_app(app_id, "KILLED")
-                forget(yarn, ids)
-            evicting.result()
+        what = f"the end of {job.dag} to be seen"
+        wait_until(lambda job=job: NOTE_XCOM_KEY in job.xcoms(), 60, what, interval=0.3)  # type: ignore[misc]
+    yield
+    assert {seen.ti.state, driver_seen.ti.state} == {"deferred"}, "it was too late: the event has been sent"
+    first["lost_seen"] = seen.wait_for_pod("Succeeded")
+    for job in (driver, driver_again):
+        open_gate(job)
+        job.wait_for_driver("FINISHED", deadline=90)
+    for gone in first.values():
+        stage.pod_cluster.delete_pod(gone.name, 0)
+    made = {job.dag: job.drivers() for job in (driver, driver_again, driver_seen)}
+    with ThreadPoolExecutor() as pool:
+        evicting = pool.submit(evict, stage.cluster, {d.id for one in made.values() for d in one})
+        if yarn is not None:
+            ids = sorted({app.id for app in yarn.apps()} - before)
+            assert len(ids) == len(apps)
+            for app_id in ids:
+                yarn.kill_app(app_id)
+                yarn.wait_for_app(app_id, "KILLED")
+            forget(yarn, ids)
+        evicting.result()
+    yield
 
     for job in (driver, pod, *apps[:1]):
         ended = job.wait(*ENDED, deadline=120)

@@ -100,7 +100,7 @@ def set_items(stage: Stage, dag: str, items: str) -> None:
 @from_the_start
 def test_a_hundred_items_have_a_job_each(stage: Stage, run: Callable[..., Run]) -> None:
     job = Mapped(run("map_hundred"))
-    job.wait(*ENDED, deadline=400)
+    job.wait(*ENDED, deadline=600)
     tis = job.tis()
     assert {(ti.state, ti.try_number) for ti in tis.values()} == {("success", 1)}
     pods = job.pods()

@@ -8,7 +8,6 @@ waits for any more is killed within seconds, or kept if so asked.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -19,9 +18,9 @@ from dev.airflow import ApiError
 from dev.processes import wait_until
 from durable_spark.jobs import RECORD_KEY
 from tests.airflow.conftest import ENDED, Run, Stage
+from tests.airflow.elsewhere import run_elsewhere
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import lives_of, now, one_after_the_other
-from tests.airflow.small_jobs import MEMORY
 from tests.airflow.together import together
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from dev.kubernetes import CreatedPod
     from dev.proxy import Hold
-    from tests.clusters import Clusters
 
 T = TypeVar("T")
 
@@ -105,47 +103,14 @@ def ends_well(job: Run, count: int) -> None:
 # --- on the other clusters: few stories, because a job costs a JVM
 
 
-@dataclasses.dataclass
-class Other:
-    """A run on a cluster that is not Kubernetes, and its jobs by what no other Dag's have."""
-
-    clusters: Clusters
-    cluster: str
-    run: Run
-    before: set[str]
-
-    def states(self) -> list[str]:
-        mark = f"{MEMORY[self.run.dag]}m" if self.run.dag in MEMORY else self.run.dag
-        jobs = self.clusters.jobs(self.cluster)
-        return [job.state for job in jobs if job.mark == mark and job.id not in self.before]
-
-    def wait_for(self, *states: str) -> None:
-        """Wait until the jobs are in these states, the oldest first."""
-        wait_for(self.run, lambda: self.states() == list(states), f"jobs that are {states}")
-
-    def wait_until_followed(self, try_number: int = 1) -> None:
-        self.run.wait("deferred", try_number=try_number)
-        latest = self.run.store()["spark_job_id"]
-        self.run.wait_until_said(f"\n{latest} is ", try_number=try_number)  # and not that it is deferring
-
-
-def on_other(stage: Stage, run: Callable[..., Run], dag: str) -> Other:
-    """Trigger a run of a Dag that names its cluster."""
-    if stage.submit is None:
-        pytest.skip("there is no Kubernetes or no YARN cluster")
-    cluster = dag.partition("_")[2]
-    before = {job.id for job in stage.submit.jobs(cluster)}
-    return Other(stage.submit, cluster, run(dag), before)
-
-
 @pytest.mark.parametrize("dag", ["other_standalone", "other_yarn"])
 @together
 def test_cleared_and_marked_on_other_clusters(stage: Stage, run: Callable[..., Run], dag: str) -> None:
     """The drop-in on YARN, the other operator on a standalone cluster."""
-    other = on_other(stage, run, dag)
+    other = run_elsewhere(stage, run, dag)
     job = other.run
     other.wait_until_followed()
-    other.wait_for("running")
+    other.wait_for_jobs("running")
     clear(job)
     seen: list[str] = []
 
@@ -156,10 +121,10 @@ def test_cleared_and_marked_on_other_clusters(stage: Stage, run: Callable[..., R
     wait_for(job, changed, "the old job's end")
     assert seen[0] == "killed", "before a new one is seen"
     other.wait_until_followed(2)
-    other.wait_for("killed", "running")
+    other.wait_for_jobs("killed", "running")
     began = now()
     end(job, "failed")
-    other.wait_for("killed", "killed")
+    other.wait_for_jobs("killed", "killed")
     took = (now() - began).total_seconds()
     print(f"{job.dag}: killed after {took:.1f} s")
     assert took <= SECONDS

@@ -31,9 +31,7 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver ends before the retry looks."""
     with stage.killed_before_it_defers(run, "retry_succeeded", seconds="1") as life:
-        stage.airflow.pause("retry_succeeded")
-    driver = life.wait_for_driver("FINISHED")
-    stage.airflow.unpause("retry_succeeded")
+        driver = life.wait_for_driver("FINISHED")
     ended = life.wait(*ENDED)
     assert (ended.state, ended.try_number) == ("success", 2)
     assert [d.id for d in life.drivers()] == [driver.id]
@@ -46,9 +44,7 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
     """Killed between store and deferral; the driver fails before the retry looks."""
     with stage.killed_before_it_defers(run, "retry_failed", seconds="1", exit_code="3") as life:
-        stage.airflow.pause("retry_failed")
-    first = life.wait_for_driver("FAILED")
-    stage.airflow.unpause("retry_failed")
+        first = life.wait_for_driver("FAILED")
     life.wait(*ENDED)
     drivers = life.drivers()
     assert drivers[0].id == first.id

@@ -5,28 +5,49 @@ A test that is marked with :func:`together` is told in a thread of its own, amon
 any other test begins, and is judged in its turn. It takes the stage and a function that triggers runs, and must not
 care who else is on the stage: it has a Dag of its own, kills no process that others need, and holds requests back only
 by a pattern that names its Dag. Whose a driver or an application is it tells by what no other story's has.
+
+Those that need the same process to be dead for a while are told in three acts, see :func:`without_triggerers`.
+
+A module whose tests need another Airflow has an ``own_stage``, a function of the Kubernetes cluster and a folder that
+gives a context manager. Its tests are told in a thread, from when all that is told side by side on the stage of all
+others has been told: while tests there kill one process after the other, half of the machine is idle. Those marked
+with :func:`alone` come when the others of the module have been told, one after the other.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Together", "at_the_end", "from_the_start", "in_order", "together"]
+__all__ = [
+    "Elsewhere",
+    "InActs",
+    "Together",
+    "alone",
+    "at_the_end",
+    "from_the_start",
+    "has_own_stage",
+    "in_order",
+    "together",
+    "without_triggerers",
+]
 
-AT_ONCE = 7
+AT_ONCE = 6
 Story = Callable[..., None]
+StoryInActs = Callable[..., Iterator[None]]
+S = TypeVar("S")
 
 
 def together(story: Story) -> Callable[..., None]:
     """Make a test of a function ``(stage, run)``, and of parameters, that is told beside others."""
-    return _test_of(story, minutes=False)
+    return _test_of(story)
 
 
 def from_the_start(story: Story) -> Callable[..., None]:
@@ -34,20 +55,33 @@ def from_the_start(story: Story) -> Callable[..., None]:
     return _test_of(story, minutes=True)
 
 
-def _test_of(story: Story, *, minutes: bool) -> Callable[..., None]:
-    def test(told_together: Together, request: pytest.FixtureRequest, **_parameters: Any) -> None:
-        told_together.result(request.node)
+def alone(story: Story) -> Callable[..., None]:
+    """Do as :func:`together` does for a story on a stage of its own beside which nothing else is told there."""
+    return _test_of(story, alone=True)
+
+
+def without_triggerers(story: StoryInActs) -> Callable[..., None]:
+    """
+    Make a test of a generator function ``(stage, run)`` that is told beside all others of its kind.
+
+    It yields twice. When all of them have yielded, all triggerers are killed, and started again when all have yielded
+    once more.
+    """
+    return _test_of(story, fixture="told_in_acts", acts=True)
+
+
+def _test_of(story: Callable[..., Any], *, fixture: str = "told_together", **more: bool) -> Callable[..., None]:
+    def test(request: pytest.FixtureRequest, **fixtures: Any) -> None:
+        fixtures[fixture].result(request.node)
 
     functools.update_wrapper(test, story)
     del vars(test)["__wrapped__"]  # pytest reads from the signature which fixtures a test asks for
     parameters = [name for name in inspect.signature(story).parameters if name not in ("stage", "run")]
     test.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            for name in ("told_together", "request", *parameters)
-        ]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (fixture, "request", *parameters)]
     )
-    test.story, test.minutes = story, minutes  # type: ignore[attr-defined]
+    vars(test).update(story=story, minutes=False, acts=False, alone=False)
+    vars(test).update(more)
     return test
 
 
@@ -57,12 +91,40 @@ def at_the_end(test: Callable[..., None]) -> Callable[..., None]:
     return test
 
 
+def has_own_stage(item: pytest.Item) -> bool:
+    """Whether a test needs an Airflow of its own."""
+    return hasattr(getattr(item, "module", None), "own_stage")
+
+
 def in_order(item: pytest.Item) -> int:
-    """Return what tests are to be sorted by: long stories, stories, all else, what comes at the end."""
+    """
+    Return what tests are to be sorted by.
+
+    Long stories, stories, those in acts, all else, what comes at the end, what is on a stage of its own.
+    """
     function = getattr(item, "function", None)
+    if has_own_stage(item):
+        return 5
     if not hasattr(function, "story"):
-        return 3 if hasattr(function, "at_the_end") else 2
-    return 0 if function.minutes else 1  # type: ignore[union-attr]
+        return 4 if hasattr(function, "at_the_end") else 3
+    return 2 if function.acts else 0 if function.minutes else 1  # type: ignore[union-attr]
+
+
+def _in_turn(stories: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, float]]:
+    """
+    Return what stories are to be sorted by for their begin: long ones, then one of each module in turn.
+
+    Those of one module want the same: it shall not be all of them at once who start a JVM, say.
+    """
+    modules: dict[object, list[str]] = {}
+    for item in stories:
+        modules.setdefault(item.path, []).append(item.nodeid)
+
+    def turn(item: pytest.Item) -> tuple[int, float]:
+        of_module = modules[item.path]
+        return in_order(item), of_module.index(item.nodeid) / len(of_module)
+
+    return turn
 
 
 class Together:
@@ -75,12 +137,11 @@ class Together:
 
     def __init__(self, items: list[pytest.Item], tell: Callable[[Story, dict[str, Any]], None]) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story")
+        stories = [item for item in items if in_order(item) < 2]
         self._told: dict[str, Future[None]] = {}
-        for item in items:
-            story = getattr(getattr(item, "function", None), "story", None)
-            if story is not None:
-                parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-                self._told[item.nodeid] = self._pool.submit(tell, story, parameters)
+        for item in sorted(stories, key=_in_turn(stories)):
+            parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+            self._told[item.nodeid] = self._pool.submit(tell, item.function.story, parameters)  # type: ignore[attr-defined]
 
     def result(self, item: pytest.Item) -> None:
         """Return when the test has been told; raise what it raised."""
@@ -89,3 +150,87 @@ class Together:
     def end(self) -> None:
         """Wait for those that have begun; the others are not told any more."""
         self._pool.shutdown(cancel_futures=True)
+
+
+class InActs:
+    """
+    Tests in three acts, which are told when this is made.
+
+    :param items: tests, among which are such.
+    :param tell: begins to tell the story of one.
+    :param second_act: goes on for as long as the second act.
+    """
+
+    def __init__(
+        self,
+        items: list[pytest.Item],
+        tell: Callable[[StoryInActs], Iterator[None]],
+        second_act: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._failures: dict[str, BaseException] = {}
+        told = {item.nodeid: tell(item.function.story) for item in items if in_order(item) == 2}  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story") as pool:
+
+            def act() -> None:
+                list(pool.map(self._go_on, told, told.values()))
+
+            act()
+            with second_act():
+                act()
+            act()
+
+    def _go_on(self, name: str, story: Iterator[None]) -> None:
+        try:
+            next(story, None)
+        except BaseException as failure:  # also what skips a test
+            self._failures[name] = failure
+
+    def result(self, item: pytest.Item) -> None:
+        """Return if the test has been told; raise what it raised."""
+        if failure := self._failures.get(item.nodeid):
+            raise failure
+
+
+class Elsewhere(Generic[S]):
+    """
+    Tests on a stage of their own, which is opened and closed in a thread.
+
+    :param items: its tests, all of them stories.
+    :param own_stage: the stage.
+    :param tell: tells a story on it.
+    """
+
+    def __init__(
+        self,
+        items: list[pytest.Item],
+        own_stage: AbstractContextManager[S],
+        tell: Callable[[S, Story], None],
+    ) -> None:
+        self._own_stage, self._tell = own_stage, tell
+        self._failures: dict[str, BaseException] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
+        self._end = self._pool.submit(self._tell_all, items)
+
+    def _tell_all(self, items: list[pytest.Item]) -> None:
+        own = [item for item in items if vars(item.function)["alone"]]  # type: ignore[attr-defined]
+        with self._own_stage as stage:
+            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story") as pool:
+                list(pool.map(functools.partial(self._tell_one, stage), [item for item in items if item not in own]))
+            for item in own:
+                self._tell_one(stage, item)
+
+    def _tell_one(self, stage: S, item: pytest.Item) -> None:
+        try:
+            self._tell(stage, item.function.story)  # type: ignore[attr-defined]
+        except BaseException as failure:  # also what skips a test
+            self._failures[item.nodeid] = failure
+
+    def result(self, item: pytest.Item) -> None:
+        """Return if the test has been told; raise what it raised, or what the stage did."""
+        self._end.result()
+        if failure := self._failures.get(item.nodeid):
+            raise failure
+
+    def end(self) -> None:
+        """Wait until all is told."""
+        self._pool.shutdown()

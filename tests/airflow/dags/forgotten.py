@@ -17,12 +17,11 @@ from tests.airflow.small_jobs import RETRIED, dag_of_driver, dag_of_pod
 
 # Lost
 
-for name in ("lost_pod", "lost_seen", "lost_retry"):
+for name in ("lost_pod", "lost_retry"):
     dag_of_pod(name)
 for name in ("lost_again", "lost_retry_again"):
     dag_of_pod(name, on_lost="resubmit")
 dag_of_driver("lost_driver")
-dag_of_driver("lost_driver_seen")
 dag_of_driver("lost_driver_again", on_lost="resubmit")
 if (arguments := json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}")).get("yarn")) is not None:
     for name in ("lost_app", "lost_app_again"):

@@ -7,7 +7,8 @@ from typing import Any
 from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.small_jobs import MEMORY, small_driver
+from tests.airflow.marks import mark_of
+from tests.airflow.small_jobs import dag_of_driver, small_driver
 
 
 def dag_of_one_job(dag_id: str, **arguments: Any) -> None:
@@ -17,10 +18,11 @@ def dag_of_one_job(dag_id: str, **arguments: Any) -> None:
         params={"seconds": Param("1", type="string"), "exit_code": Param("0", type="string")},
     ):
         job = small_driver("{{ params.seconds }}", "{{ params.exit_code }}")
-        SparkJobOperator(task_id="job", **{**job, "driver_memory": f"{MEMORY[dag_id]}m", **arguments})
+        SparkJobOperator(task_id="job", **{**job, "driver_memory": mark_of(dag_id), **arguments})
 
 
-dag_of_one_job("life")
+for name in ("life", "life_tested"):
+    dag_of_one_job(name)
 for name in ("life_short", "life_failing"):
     dag_of_one_job(name, retries=0)
 for name in ("life_blocking", "life_blocking_marked"):
@@ -29,3 +31,4 @@ for name in ("life_marked", "retry_unsent", "retry_sent"):
     dag_of_one_job(name, conn_id="spark_proxied")
 for name in ("life_deferred", "retry_active", "retry_succeeded", "retry_failed", "retry_unstored", "retry_resuming"):
     dag_of_one_job(name)
+dag_of_driver("life_followed")

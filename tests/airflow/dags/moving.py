@@ -12,7 +12,8 @@ from typing import Any
 from airflow.sdk import DAG
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.small_jobs import GATE, MEMORY, pod_of, small_driver
+from tests.airflow.marks import mark_of
+from tests.airflow.small_jobs import GATE, pod_of, small_driver
 
 
 def dag_of_one(dag_id: str, *, items: int = 0, **arguments: Any) -> DAG:
@@ -56,8 +57,8 @@ moved_retried = pod("moved_retried", outage_timeout=2, retries=20)
 for phase in ("intent", "post", "uid", "deferral", "resume", "verdict", "cleared"):
     globals()[f"late_{phase}"] = pod(f"late_{phase}")
 late_waiting = pod("late_waiting", deferrable=False)
-late_driver = driver("late_driver", conn_id="spark_default", driver_memory=f"{MEMORY['late_driver']}m")
-late_request = driver("late_request", conn_id="spark_proxied", driver_memory=f"{MEMORY['late_request']}m")
+late_driver = driver("late_driver", conn_id="spark_default", driver_memory=mark_of("late_driver"))
+late_request = driver("late_request", conn_id="spark_proxied", driver_memory=mark_of("late_request"))
 
 # On Celery
 for story in ("runner", "pool", "active", "succeeded", "submitting", "lost", "twice", "traced"):

@@ -10,7 +10,8 @@ from airflow.sdk import DAG
 
 from durable_spark.operators.spark import SparkJobOperator
 from durable_spark.operators.spark_submit import SparkSubmitOperator
-from tests.airflow.small_jobs import MEMORY
+from tests.airflow.marks import mark_of
+from tests.clusters import marked
 
 for cluster, arguments in json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}")).items():
     if cluster != "kubernetes":
@@ -23,6 +24,5 @@ for cluster, arguments in json.loads(os.environ.get("SUBMIT_ARGUMENTS", "{}")).i
         arguments = {**arguments, **own, "application_args": application_args}
         for topic, more in (("other", {}), ("time", {"execution_timeout": timedelta(minutes=1)})):
             dag_id = f"{topic}_{cluster}"
-            mark = {"driver_memory": f"{MEMORY[dag_id]}m"} if cluster == "standalone" else {"name": dag_id}
             with DAG(dag_id, schedule=None):
-                operator(**{**arguments, **mark, **more})
+                operator(**{**marked(cluster, mark_of(dag_id), arguments), **more})

@@ -10,7 +10,7 @@ from typing import Any
 from airflow.sdk import DAG, Param
 
 from durable_spark.operators.spark import SparkJobOperator
-from tests.airflow.small_jobs import pod_of
+from tests.airflow.small_jobs import dag_of_pod, pod_of
 
 
 def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
@@ -28,8 +28,11 @@ def dag_of_one_pod(dag_id: str, **arguments: Any) -> DAG:
 
 for name in ("pod", "pod_active", "pod_succeeded", "pod_failed", "pod_unsent", "pod_no_uid", "pod_marked"):
     globals()[name] = dag_of_one_pod(name)
-for name in ("pod_held", "pod_held_alone", "pod_held_marked"):
+for name in ("pod_held", "pod_held_marked"):
     globals()[name] = dag_of_one_pod(name, hold_pod=True, pod_at_end="delete")
+dag_of_pod("pod_held_alone", hold_pod=True, pod_at_end="delete")
+for status in (403, 503):
+    dag_of_pod(f"pod_held_{status}", conn_id="kubernetes_proxied", hold_pod=True, pod_at_end="delete")
 pod_spark = dag_of_one_pod(
     "pod_spark",
     application=f"local://{Path(__file__).resolve().parents[2] / 'apps' / 'driver.py'}",

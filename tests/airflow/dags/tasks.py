@@ -119,18 +119,14 @@ with DAG("task_process", schedule=None):
         poll_interval=1,
         retries=1,
         retry_delay=timedelta(seconds=1),
-    ).expand(
-        job=[{"command": ["sh", "-c", f"sleep 1; echo {name}; exit {code}"]} for name, code in (("a", 0), ("b", 3))]
-    )
+    ).expand(job=[{"command": ["sh", "-c", f"sleep 1; echo one of the mapped; exit {code}"]} for code in (0, 3)])
 
 for by in ("dags", "tasks"):
     with DAG(f"task_by_{by}", schedule=None, params={"exit_code": Param("0", type="string")}) as by_hand:
-        by_hand_arguments = shell_pod(application_args=["job", "1", "{{ params.exit_code }}"], retries=1)
-        (
-            SparkJobOperator(task_id="job", **by_hand_arguments)
-            >> SparkJobOperator(task_id="plain", durable=False, **by_hand_arguments)
-            >> SparkJobOperator(task_id="worker", deferrable=False, **by_hand_arguments)
-        )
+        SparkJobOperator(task_id="job", **shell_pod(application_args=["job", "1", "{{ params.exit_code }}"], retries=1))
+        well = shell_pod(application_args=["job", "1", "0"], retries=1)
+        SparkJobOperator(task_id="plain", durable=False, **well)
+        SparkJobOperator(task_id="worker", deferrable=False, **well)
     globals()[by_hand.dag_id] = by_hand
 
 with DAG("task_pool", schedule=None):
