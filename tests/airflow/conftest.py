@@ -173,6 +173,20 @@ class Stage:
         return self.kubernetes.created_pods() if self.kubernetes is not None else []
 
 
+class PodStage(Stage):
+    """A stage of a module's own, without a standalone cluster."""
+
+    def __init__(
+        self, airflow: Airflow, execution_api: Proxy, kubernetes: KubernetesCluster, postgres: Postgres
+    ) -> None:
+        self.airflow, self.execution_api, self.kubernetes, self.postgres = airflow, execution_api, kubernetes, postgres
+
+    def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
+        """Trigger a run."""
+        before = {pod.uid for pod in self.pods()}
+        return Run(self, dag, self.airflow.trigger(dag, conf=conf), before, task)
+
+
 @dataclasses.dataclass
 class Run:
     """

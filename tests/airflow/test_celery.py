@@ -31,7 +31,7 @@ from dev.proxy import Proxy
 from dev.redis import Redis
 from tests.airflow.backdoor import let_be_given_up
 from tests.airflow.collectors import Span, span_collector
-from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
+from tests.airflow.conftest import ENDED, LAST_LOOK, PodStage, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.test_late_workers import FORGOTTEN
 from tests.airflow.together import alone, together
@@ -46,25 +46,11 @@ UNACKED = "unacked"
 """What workers have taken and not acknowledged, a hash in Redis."""
 
 
-class CeleryStage(Stage):
-    """A stage without a standalone cluster, whose tasks run on Celery's workers."""
+class CeleryStage(PodStage):
+    """A stage whose tasks run on Celery's workers."""
 
-    def __init__(
-        self,
-        airflow: Airflow,
-        execution_api: Proxy,
-        kubernetes: KubernetesCluster,
-        postgres: Postgres,
-        broker: Redis,
-        spans: list[Span],
-    ) -> None:
-        self.airflow, self.execution_api, self.kubernetes, self.postgres = airflow, execution_api, kubernetes, postgres
-        self.broker, self.spans = broker, spans
-
-    def run(self, dag: str, *, task: str = "job", **conf: str) -> Run:
-        """Trigger a run."""
-        before = {pod.uid for pod in self.pods()}
-        return Run(self, dag, self.airflow.trigger(dag, conf=conf), before, task)
+    broker: Redis
+    spans: list[Span]
 
 
 @contextlib.contextmanager
@@ -100,7 +86,9 @@ def own_stage(kubernetes: KubernetesCluster | None, dags: Path) -> Iterator[Cele
             },
         ) as airflow,
     ):
-        yield CeleryStage(airflow, execution_api, kubernetes, postgres, broker, spans)
+        stage = CeleryStage(airflow, execution_api, kubernetes, postgres)
+        stage.broker, stage.spans = broker, spans
+        yield stage
 
 
 # --- what is told of it

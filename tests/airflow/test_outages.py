@@ -1,5 +1,5 @@
 """
-The cluster, or Airflow itself, is away for a while: jobs are followed on, and nothing is concluded meanwhile.
+The cluster is away for a while: jobs are followed on, and nothing is concluded meanwhile.
 
 The clusters are real. What stands before them are proxies that misbehave; one Kubernetes cluster is there to be hung
 and killed. All jobs of a story end while nobody can see it, some well and some not.
@@ -19,11 +19,10 @@ import pytest
 from dev.kubernetes import KubernetesCluster
 from dev.processes import wait_until
 from dev.proxy import Proxy, Request
-from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage, proxy_of, runs_of
+from tests.airflow.conftest import ENDED, Run, Stage, proxy_of, runs_of
 from tests.airflow.gates import open_gate
-from tests.airflow.together import at_the_end, from_the_start, together
+from tests.airflow.together import from_the_start, together
 
-STORE = r"/execution/store/"
 NO_WORD = "No word from the cluster"
 ANSWERS = "The cluster answers again"
 FIVE_MINUTES = 300.0
@@ -118,6 +117,10 @@ def test_five_minutes_without_an_api_server(stage: Stage, run: Callable[..., Run
             assert ANSWERS in job.log()
         assert "exiting with 3" in jobs["dead_failed"].logs(), "the end of the driver's log"
         jobs["dead_held"].wait_for_pod(None)
+
+
+def after(began: float, seconds: float) -> None:
+    wait_until(lambda: time.monotonic() >= began + seconds, seconds + 1, "the time to pass", interval=0.2)
 
 
 # --- all that a cluster may answer
@@ -227,117 +230,3 @@ def test_given_up_after_a_time_and_taken_up_by_the_retry(stage: Stage, run: Call
             assert ended.state == "success", job.logs()
             assert "Reconnecting to existing job" in job.log(2)
         assert len(pod.pods()) == len(driver.drivers()) == 1
-
-
-# --- Airflow is away
-
-
-@at_the_end
-def test_a_minute_without_airflow(stage: Stage, run: Callable[..., Run]) -> None:
-    """First without its database, for a while without both, then without its API server. What dies is started again."""
-    airflow = stage.airflow
-    deferred, failing, running = (
-        run("away_deferred"),
-        run("away_failing", exit_code="3"),
-        run("away_running"),
-    )
-    resuming = run("away_resuming")
-    early = [deferred, failing, running, resuming]
-    for job in early:
-        job.wait_for_followed_pod()
-    with contextlib.ExitStack() as stack:
-        held = [
-            stack.enter_context(stage.execution_api.holding(method, path, body=body))
-            for method, path, body in (
-                ("PUT", STORE, '"name": ?"away_intent'),
-                ("PUT", STORE, r'"job": ?\["spark:away-sent-job-[^"]+", ?"[0-9a-f-]{36}"'),
-                ("PUT", STORE, r'"job": ?\["spark:away-resuming-[^}]*"verdict": ?\{'),
-                ("GET", LAST_LOOK + r".*dag_id=away_last&", ""),
-            )
-        ]
-        open_gate(resuming)
-        intent, sent, last = (run(f"away_{instant}") for instant in ("intent", "sent", "last"))
-        for hold in held:
-            hold.wait(90)
-        jobs = [*early, intent, sent, last]
-        before = {job.dag: job.pods() for job in jobs}
-        assert {dag: len(pods) for dag, pods in before.items()} == {job.dag: int(job is not intent) for job in jobs}
-        stage.postgres.kill()
-        began = time.monotonic()
-        for hold in held:
-            hold.drop()
-    for job in jobs:
-        if job is not running:
-            open_gate(job)
-    after(began, 20)
-    airflow.api_server.kill()
-    after(began, 40)
-    stage.postgres.start()
-    for server in airflow.servers:
-        if server is not airflow.api_server and not server.alive:
-            server.start()
-    after(began, 60)
-    for scheduler in airflow.schedulers:  # LocalExecutor's was seen with none but dead workers, and never gets others
-        scheduler.kill()
-    airflow.revive()
-    assert running.ti.state == "deferred"
-    open_gate(running)
-    for job in jobs:
-        ended = job.wait(*ENDED, deadline=180)
-        assert ended.state == ("failed" if job is failing else "success"), job.logs()
-        pods = job.pods()
-        assert pods[: len(before[job.dag])] == before[job.dag]
-        if job is failing:
-            assert len(pods) == 2, "one for each verdict"
-        else:
-            assert len(pods) == 1, job.logs()
-            assert job.xcoms()["return_value"] == f"spark:{pods[0].name}"
-        assert job.store()["durable_spark"]["verdict"] is not None
-
-
-def after(began: float, seconds: float) -> None:
-    wait_until(lambda: time.monotonic() >= began + seconds, seconds + 1, "the time to pass", interval=0.2)
-
-
-@at_the_end
-def test_a_store_that_is_cleared_on_success(stage: Stage, run: Callable[..., Run]) -> None:
-    """The record is there as long as it is needed, and a task that succeeded runs again without."""
-    with api_server_with(stage, AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS="True"):
-        with stage.killed_before_it_defers(run, "long_killed") as killed:
-            done, marked = run("long_done"), run("long_marked")
-            killed.wait_for_pod("Running")
-        jobs = [done, marked, killed]
-        pods = [job.wait_for_followed_pod() for job in jobs]
-        for job in jobs:
-            assert job.store()["durable_spark"]["job"]
-        stage.airflow.set_state(*marked.key, "success")
-        for job in (done, killed):
-            open_gate(job)
-            assert job.wait(*ENDED).state == "success"
-            assert job.xcoms()["return_value"].startswith("spark:")
-        assert killed.ti.try_number == 2
-        marked.wait_for_pod(None)
-        for job in jobs:
-            assert job.store() == {}
-            assert job.pods() == [pods[jobs.index(job)]]
-        stage.airflow.clear(done.dag, done.id, ["job"])
-        done.wait("success", try_number=2)
-        assert len(done.pods()) == 2
-
-
-@contextlib.contextmanager
-def api_server_with(stage: Stage, **env: str) -> Iterator[None]:
-    """Start the API server with other settings for the length of the block."""
-    server = stage.airflow.api_server
-    before = server.env or {}
-
-    def restart(env: dict[str, str]) -> None:
-        server.kill()
-        server.env = env
-        stage.airflow.revive()
-
-    restart({**before, **env})
-    try:
-        yield
-    finally:
-        restart({**before})

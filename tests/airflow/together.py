@@ -31,7 +31,6 @@ __all__ = [
     "InActs",
     "Together",
     "alone",
-    "at_the_end",
     "from_the_start",
     "has_own_stage",
     "in_order",
@@ -85,12 +84,6 @@ def _test_of(story: Callable[..., Any], *, fixture: str = "told_together", **mor
     return test
 
 
-def at_the_end(test: Callable[..., None]) -> Callable[..., None]:
-    """Have a test come after all others, because it starts anew what they all need."""
-    test.at_the_end = True  # type: ignore[attr-defined]
-    return test
-
-
 def has_own_stage(item: pytest.Item) -> bool:
     """Whether a test needs an Airflow of its own."""
     return hasattr(getattr(item, "module", None), "own_stage")
@@ -100,13 +93,13 @@ def in_order(item: pytest.Item) -> int:
     """
     Return what tests are to be sorted by.
 
-    Long stories, stories, those in acts, all else, what comes at the end, what is on a stage of its own.
+    Long stories, stories, those in acts, all else, what is on a stage of its own.
     """
     function = getattr(item, "function", None)
     if has_own_stage(item):
-        return 5
+        return 4
     if not hasattr(function, "story"):
-        return 4 if hasattr(function, "at_the_end") else 3
+        return 3
     return 2 if function.acts else 0 if function.minutes else 1  # type: ignore[union-attr]
 
 

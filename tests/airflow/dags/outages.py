@@ -1,4 +1,4 @@
-"""Dags for days on which the cluster, or Airflow, is away. Each job lives until a test opens the gate of its run."""
+"""Dags for days on which the cluster is away. Each job lives until a test opens the gate of its run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,3 @@ for name in ("dead_ended", "dead_failed", "dead_again", "dead_running", "dead_he
         hold_pod=name == "dead_held",
         pod_at_end="delete" if name == "dead_held" else "keep",
     )
-
-# Airflow is away
-
-for name in ("away_deferred", "away_running", "away_intent", "away_sent", "away_resuming", "away_last"):
-    dag_of_pod(name)
-dag_of_pod("away_failing", retries=1)
-for name in ("long_done", "long_marked", "long_killed"):
-    dag_of_pod(name)
