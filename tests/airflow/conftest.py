@@ -23,7 +23,7 @@ import pytest
 import durable_spark.example_dags
 from dev import processes
 from dev.airflow import IMPATIENT, Airflow, ApiError, TaskInstance
-from dev.kubernetes import RequestFailed
+from dev.kubernetes import KubernetesCluster, RequestFailed
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
@@ -36,7 +36,7 @@ from tests.clusters import CLUSTERS, Clusters, change_import
 from tests.conftest import or_none, require
 
 if TYPE_CHECKING:
-    from dev.kubernetes import CreatedPod, KubernetesCluster
+    from dev.kubernetes import CreatedPod
     from dev.proxy import Hold
     from dev.spark import Driver
 
@@ -570,11 +570,18 @@ def told_elsewhere(
         with runs_of(stage) as trigger:
             story(stage, trigger)
 
+    @contextlib.contextmanager
+    def open_stage(module: Any, dags: Path) -> Iterator[Stage]:
+        if kubernetes is None:
+            pytest.skip("there is no Kubernetes cluster")
+        with KubernetesCluster() as own, module.own_stage(own, dags) as stage:  # that of the others is killed meanwhile
+            yield stage
+
     modules: dict[Any, list[pytest.Item]] = {}
     for item in filter(has_own_stage, request.session.items):
         modules.setdefault(item.module, []).append(item)  # type: ignore[attr-defined]
     told = {
-        module: Elsewhere(items, module.own_stage(kubernetes, tmp_path_factory.mktemp("dags")), tell)
+        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell)
         for module, items in modules.items()
     }
     try:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from dev.airflow import IMPATIENT, Airflow
 from dev.postgres import Postgres
 from dev.processes import free_port
@@ -32,10 +30,8 @@ STORE = r"/execution/store/"
 
 
 @contextlib.contextmanager
-def own_stage(kubernetes: KubernetesCluster | None, dags: Path) -> Iterator[PodStage]:
+def own_stage(kubernetes: KubernetesCluster, dags: Path) -> Iterator[PodStage]:
     """Open the stage of this module."""
-    if kubernetes is None:
-        pytest.skip("there is no Kubernetes cluster")
     (dags / DAGS.name).symlink_to(DAGS)
     port = free_port()
     connection = kubernetes.connection()

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from redis import Redis as Client
 
 from dev.airflow import IMPATIENT, Airflow
@@ -54,10 +53,8 @@ class CeleryStage(PodStage):
 
 
 @contextlib.contextmanager
-def own_stage(kubernetes: KubernetesCluster | None, dags: Path) -> Iterator[CeleryStage]:
+def own_stage(kubernetes: KubernetesCluster, dags: Path) -> Iterator[CeleryStage]:
     """Open the stage of this module."""
-    if kubernetes is None:
-        pytest.skip("there is no Kubernetes cluster")
     (dags / DAGS.name).symlink_to(DAGS)
     port = free_port()
     connection: dict[str, Any] = kubernetes.connection()

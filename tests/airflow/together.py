@@ -8,10 +8,10 @@ by a pattern that names its Dag. Whose a driver or an application is it tells by
 
 Those that need the same process to be dead for a while are told in three acts, see :func:`without_triggerers`.
 
-A module whose tests need another Airflow has an ``own_stage``, a function of the Kubernetes cluster and a folder that
-gives a context manager. Its tests are told in a thread, from when all that is told side by side on the stage of all
-others has been told: while tests there kill one process after the other, half of the machine is idle. Those marked
-with :func:`alone` come when the others of the module have been told, one after the other.
+A module whose tests need another Airflow has an ``own_stage``, a function of a Kubernetes cluster of its own and a
+folder that gives a context manager. Its tests are told in a thread, from when all that is told side by side on the
+stage of all others has been told: while tests there kill one process after the other, half of the machine is idle.
+Those marked with :func:`alone` come when the others of the module have been told, one after the other.
 """
 
 from __future__ import annotations
