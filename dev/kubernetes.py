@@ -40,7 +40,7 @@ import yaml
 from dev.kubernetes_binaries import CONTROL_PLANE, REAL_NODE, ensure_kubernetes
 from dev.kubernetes_kubelet import API_ADDRESS, NODE_ADDRESS, check_machine
 from dev.processes import Server, Startable, ToolMissing, free_port, wait_until
-from dev.spark import ensure_spark
+from dev.spark import SMALL_JVM, ensure_spark
 
 __all__ = ["CreatedPod", "KubernetesCluster", "RequestFailed"]
 
@@ -49,7 +49,6 @@ _RBAC = _ROOT / "docs" / "kubernetes" / "rbac.yaml"
 _RBAC_API = "rbac.authorization.k8s.io/v1"
 _COLLECTIONS = {"ServiceAccount": "serviceaccounts", "Role": "roles", "RoleBinding": "rolebindings"}
 _START = 60.0  # seconds; it takes 3 on an idle machine
-_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -382,8 +381,8 @@ class KubernetesCluster(Startable):
             "spark.executor.instances": "1",
             "spark.driver.memory": "512m",
             "spark.executor.memory": "512m",
-            "spark.driver.extraJavaOptions": _QUICK_JVM,
-            "spark.executor.extraJavaOptions": _QUICK_JVM,
+            "spark.driver.extraJavaOptions": SMALL_JVM,
+            "spark.executor.extraJavaOptions": SMALL_JVM,
             "spark.ui.enabled": "false",
         }
 

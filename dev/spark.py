@@ -59,7 +59,7 @@ SPARK_VERSION = "4.3.0"
 _JAVA_NEEDED = 17
 _START = 60.0  # seconds that a JVM may take to start on a busy machine
 SMALL_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
-"""Options of a JVM that lives for a minute: it takes half the processor time to start."""
+"""Options of a JVM that lives for a minute: a driver takes two fifths less of the processor to start."""
 
 
 @functools.cache

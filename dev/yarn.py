@@ -38,7 +38,7 @@ from xml.sax.saxutils import escape
 from dev.hadoop import ensure_hadoop
 from dev.processes import Server, Startable, free_port, wait_until
 from dev.reaper import Reaper
-from dev.spark import Keystore, Spark, ensure_spark, java_home
+from dev.spark import SMALL_JVM, Keystore, Spark, ensure_spark, java_home
 
 if TYPE_CHECKING:
     from dev.kerberos import KeyDistributionCenter
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "App", "Manager", "Request", "RequestFailed", "YarnCluster", "send"]
 
 _START = 60.0  # seconds that a JVM may take to start on a busy machine
-_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _SERVER = "org.apache.hadoop.yarn.server"
 _LOG4J = """
 log4j.rootLogger=INFO,A
@@ -237,8 +236,8 @@ class YarnCluster(Startable):
             "HADOOP_USER_NAME": self.user,
             "PYSPARK_ARCHIVES_PATH": ",".join(f"local:{path}" for path in self.python_archives()),
             "SPARK_CONF_DIR": str(no_conf),
-            "SPARK_LAUNCHER_OPTS": _QUICK_JVM,
-            "SPARK_SUBMIT_OPTS": _QUICK_JVM,
+            "SPARK_LAUNCHER_OPTS": SMALL_JVM,
+            "SPARK_SUBMIT_OPTS": SMALL_JVM,
         }
 
     def python_archives(self) -> list[Path]:
@@ -256,10 +255,10 @@ class YarnCluster(Startable):
             "spark.executor.instances": "1",
             "spark.driver.memory": "512m",
             "spark.driver.memoryOverhead": "256m",
-            "spark.driver.extraJavaOptions": _QUICK_JVM,
+            "spark.driver.extraJavaOptions": SMALL_JVM,
             "spark.executor.memory": "512m",
             "spark.executor.memoryOverhead": "256m",
-            "spark.executor.extraJavaOptions": _QUICK_JVM,
+            "spark.executor.extraJavaOptions": SMALL_JVM,
             "spark.ui.enabled": "false",
             **{f"spark.yarn.appMasterEnv.{name}": value for name, value in environment.items()},
             **{f"spark.executorEnv.{name}": value for name, value in environment.items()},
@@ -505,7 +504,7 @@ class YarnCluster(Startable):
     def _java(self, conf: Path, memory: str, options: Mapping[str, object] | None = None) -> list[str]:
         properties = [f"-D{name}={value}" for name, value in (options or {}).items()]
         classpath = f"{conf}:{self.hadoop.classpath}"
-        return [f"{java_home()}/bin/java", f"-Xmx{memory}", *_QUICK_JVM.split(), *properties, "-cp", classpath]
+        return [f"{java_home()}/bin/java", f"-Xmx{memory}", *SMALL_JVM.split(), *properties, "-cp", classpath]
 
     def _server_environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "PATH", "TZ") if name in os.environ}

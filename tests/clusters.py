@@ -19,6 +19,7 @@ import yaml
 
 from dev.kubernetes import RequestFailed
 from dev.processes import wait_until
+from dev.spark import SMALL_JVM
 
 if TYPE_CHECKING:
     from dev.kubernetes import KubernetesCluster
@@ -31,7 +32,6 @@ CLUSTERS = ("standalone", "kubernetes", "yarn")
 APPS = Path(__file__).parent / "apps"
 _RIGHTS = Path(__file__).parents[1] / "docs" / "kubernetes"
 _COMPILER = "org.codehaus.janino.SimpleCompiler"
-_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _UPSTREAM = "from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator"
 _OURS = "from durable_spark.operators.spark_submit import SparkSubmitOperator"
 _SCRIPT = """
@@ -114,7 +114,7 @@ class Clusters:
         jar = self.directory / "nothing.jar"
         with zipfile.ZipFile(jar, "w") as archive:
             archive.writestr("nothing", "")
-        quick = {"spark.driver.extraJavaOptions": _QUICK_JVM}
+        quick = {"spark.driver.extraJavaOptions": SMALL_JVM}
         return {
             "standalone": {
                 "application": str(jar),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -52,9 +53,16 @@ def require(get: Callable[[], T]) -> T:
 
 
 @pytest.fixture(scope="session")
-def standalone_cluster() -> Iterator[StandaloneCluster]:
+def java_options() -> str:
+    """Return the options of all JVMs of the standalone cluster, for a suite to have its own."""
+    return ""
+
+
+@pytest.fixture(scope="session")
+def standalone_cluster(java_options: str) -> Iterator[StandaloneCluster]:
     """One master that remembers living drivers over a restart, and one worker. Leave it as it was found."""
-    with StandaloneCluster(recovery=True, spark=require(ensure_spark)) as cluster:
+    spark = dataclasses.replace(require(ensure_spark), java_options=java_options)
+    with StandaloneCluster(recovery=True, spark=spark) as cluster:
         yield cluster
 
 

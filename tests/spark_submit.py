@@ -17,13 +17,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from dev.spark import SMALL_JVM
+
 if TYPE_CHECKING:
     from dev.spark import Spark
 
 __all__ = ["SparkSubmit"]
 
 _PROPERTIES = "/opt/spark/conf/spark.properties"
-_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 _SCRIPT = """
 import json, sys
@@ -67,7 +68,7 @@ class SparkSubmit:
     @contextlib.contextmanager
     def started(cls, spark: Spark) -> Iterator[SparkSubmit]:
         """Start one, and end it."""
-        environment = spark.environment() | {"SPARK_LAUNCHER_OPTS": _QUICK_JVM, "JDK_JAVA_OPTIONS": _QUICK_JVM}
+        environment = spark.environment() | {"SPARK_LAUNCHER_OPTS": SMALL_JVM, "JDK_JAVA_OPTIONS": SMALL_JVM}
         del environment["PYSPARK_PYTHON"]  # the driver would be told of it
         with (
             tempfile.TemporaryFile("w+") as log,

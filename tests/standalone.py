@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
 from cryptography.x509 import load_pem_x509_certificate
 
-from dev.spark import Keystore
+from dev.spark import SMALL_JVM, Keystore
 from durable_spark.jobs import SparkJob
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["jvm_job", "jws", "keystore", "pyspark_job"]
 
 APPS = Path(__file__).parent / "apps"
-
-_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 
 def jvm_job(seconds: float, exit_code: int = 0, **options: Any) -> SparkJob:
@@ -34,7 +32,7 @@ def jvm_job(seconds: float, exit_code: int = 0, **options: Any) -> SparkJob:
         "java_class": "org.codehaus.janino.SimpleCompiler",
         "application_args": [source, "Driver", str(seconds), str(exit_code)],
         "driver_memory": "128m",
-        "conf": {"spark.driver.extraJavaOptions": _QUICK_JVM},
+        "conf": {"spark.driver.extraJavaOptions": SMALL_JVM},
     }
     return SparkJob(**arguments | options)
 
@@ -47,7 +45,7 @@ def pyspark_job(seconds: float, end: str = "0", **options: Any) -> SparkJob:
         "driver_memory": "512m",
         "executor_memory": "512m",
         "total_executor_cores": 1,
-        "conf": {"spark.executor.extraJavaOptions": _QUICK_JVM, "spark.driver.extraJavaOptions": _QUICK_JVM},
+        "conf": {"spark.executor.extraJavaOptions": SMALL_JVM, "spark.driver.extraJavaOptions": SMALL_JVM},
     }
     return SparkJob(**arguments | options)
 

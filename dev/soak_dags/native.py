@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from dev.soak_tasks import APPS, COMMON, ENDS, FEW_JVMS, KEY, KUBERNETES_CONF, dag, pod, pod_arguments
+from dev.spark import SMALL_JVM
 from durable_spark.operators.spark import SparkJobOperator
 
 one_pod = pod(KEY, "{{ params.seconds }}", "{{ params.failures }}")
@@ -50,7 +51,7 @@ with dag("driver"):
         java_class="org.codehaus.janino.SimpleCompiler",
         application_args=[f"{APPS}/Driver.java", "Driver", *ENDS, f"key={KEY}"],
         driver_memory="128m",
-        conf={"spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"},
+        conf={"spark.driver.extraJavaOptions": SMALL_JVM},
         poll_interval=2,
         **FEW_JVMS,
         **COMMON,

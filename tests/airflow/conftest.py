@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import shutil
 import ssl
@@ -27,18 +26,18 @@ from dev.kubernetes import KubernetesCluster, RequestFailed
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
-from dev.spark import SMALL_JVM, StandaloneCluster, ensure_spark
+from dev.spark import SMALL_JVM
 from tests.airflow.collectors import statsd
 from tests.airflow.job_service import EXAMPLES, JobService
 from tests.airflow.marks import MEMORY, SUBMITTING
 from tests.airflow.together import Elsewhere, InActs, Together, has_own_stage, in_order
-from tests.clusters import CLUSTERS, Clusters, change_import
-from tests.conftest import or_none, require
+from tests.clusters import Clusters, change_import
+from tests.conftest import or_none
 
 if TYPE_CHECKING:
     from dev.kubernetes import CreatedPod
     from dev.proxy import Hold
-    from dev.spark import Driver
+    from dev.spark import Driver, StandaloneCluster
 
 processes.patience = 3.0  # two cores, six stories at once
 
@@ -366,11 +365,9 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def standalone_cluster() -> Iterator[StandaloneCluster]:
-    """Start one as other suites have it, but that all its JVMs start soon: half of a busy machine was theirs."""
-    spark = dataclasses.replace(require(ensure_spark), java_options=f"{SMALL_JVM} {UNVERIFIED}")
-    with StandaloneCluster(recovery=True, spark=spark) as cluster:
-        yield cluster
+def java_options() -> str:
+    """Let all JVMs start soon: a quarter of a busy machine was theirs."""
+    return f"{SMALL_JVM} {UNVERIFIED}"
 
 
 @pytest.fixture(scope="session")
@@ -420,7 +417,7 @@ def stage(
             connections.update(submit_clusters.connections())
             env.update(submit_clusters.environment())
             source = SUBMIT_DAG.read_text()
-            for story, cluster in itertools.product(SUBMITTING, CLUSTERS):
+            for story, cluster in SUBMITTING:
                 dag = source if story == "taken" else change_import(source)
                 (dags / f"submit_{story}_{cluster}.py").write_text(dag)
         with (

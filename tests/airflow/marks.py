@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from tests.clusters import CLUSTERS
+
 __all__ = ["MEMORY", "SUBMITTING", "mark_of"]
 
-SUBMITTING = ("active", "succeeded", "failed", "marked", "taken", "given")
-"""The stories of ``spark-submit``, each of which is told on every cluster."""
+SUBMITTING = [
+    *((story, cluster) for story in ("active", "failed", "marked", "taken") for cluster in CLUSTERS),
+    ("succeeded", "kubernetes"),
+    ("given", "kubernetes"),
+]
+"""The stories of ``spark-submit``, and on which cluster; a Dag file for each."""
 _DAGS_OF_DRIVERS = [
     *(f"driver_{trouble}" for trouble in ("refused", "hang", "half", "garbage", "e500", "e429", "token", "long")),
     "late_driver",
@@ -19,7 +25,7 @@ _DAGS_OF_DRIVERS = [
     "other_standalone",
     "time_standalone",
     *(f"retry_{case}" for case in ("active", "succeeded", "failed", "unsent", "sent", "unstored", "resuming")),
-    *(f"submit_{story}_standalone" for story in SUBMITTING),
+    *(f"submit_{story}_standalone" for story, cluster in SUBMITTING if cluster == "standalone"),
 ]
 MEMORY = {"durable_spark_example": 512, **{dag: 140 + number for number, dag in enumerate(_DAGS_OF_DRIVERS)}}
 """Of each Dag's drivers, in megabytes: nobody else's have so much."""

@@ -14,12 +14,18 @@ import pytest
 from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, SUBMIT_DAG, Run, Stage
 from tests.airflow.elsewhere import Elsewhere, clusters_of, run_elsewhere
+from tests.airflow.marks import SUBMITTING
 from tests.airflow.together import together
-from tests.clusters import CLUSTERS, Job, change_import, spark_submits
+from tests.clusters import Job, change_import, spark_submits
 
-on_each_cluster = pytest.mark.parametrize("cluster", CLUSTERS)
-on_one_cluster = pytest.mark.parametrize("cluster", ["kubernetes"])
-"""Where clusters differ only in what ``tests/contract`` and ``tests/cluster`` show of each."""
+
+def on_its_clusters(story: str) -> pytest.MarkDecorator:
+    """
+    Tell a story on the clusters that have a Dag for it.
+
+    That is one where they differ only in what ``tests/contract`` and ``tests/cluster`` show of each.
+    """
+    return pytest.mark.parametrize("cluster", [cluster for told, cluster in SUBMITTING if told == story])
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def killed_before_it_defers(stage: Stage, run: Callable[..., Run], dag: str, **c
 # --- the three cases of a retry
 
 
-@on_each_cluster
+@on_its_clusters("active")
 @together
 def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     with killed_before_it_defers(stage, run, f"submit_active_{cluster}") as job:
@@ -50,7 +56,7 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run], clus
     assert job.notes() == ["2"], "post_submit_commands run once, after the verdict"
 
 
-@on_one_cluster
+@on_its_clusters("succeeded")
 @together
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     with killed_before_it_defers(stage, run, f"submit_succeeded_{cluster}", seconds="1") as job:
@@ -63,7 +69,7 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run], 
     assert job.notes() == ["2"]
 
 
-@on_each_cluster
+@on_its_clusters("failed")
 @together
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     with killed_before_it_defers(stage, run, f"submit_failed_{cluster}", seconds="1", exit_code="3") as job:
@@ -81,7 +87,7 @@ def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run], cluste
 # --- while spark-submit runs
 
 
-@on_each_cluster
+@on_its_clusters("marked")
 @together
 def test_marked_by_a_person_it_is_killed_and_so_is_what_it_submitted(
     stage: Stage, run: Callable[..., Run], cluster: str
@@ -105,7 +111,7 @@ def change_operator(stage: Stage, dag: str, *, to_ours: bool) -> None:
     (stage.dags / f"{dag}.py").write_text(change_import(source) if to_ours else source)
 
 
-@on_each_cluster
+@on_its_clusters("taken")
 @together
 def test_upstreams_task_in_flight_is_taken_up(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     dag = f"submit_taken_{cluster}"
@@ -122,7 +128,7 @@ def test_upstreams_task_in_flight_is_taken_up(stage: Stage, run: Callable[..., R
     stage.wait_for_count("adoptions.stored", f"submit_{cluster}")
 
 
-@on_one_cluster
+@on_its_clusters("given")
 @together
 def test_our_task_in_flight_is_taken_up_by_upstream(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     clusters_of(stage)

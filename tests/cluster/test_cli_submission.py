@@ -22,7 +22,7 @@ import yaml
 
 from dev.processes import wait_until_async
 from dev.proxy import Proxy
-from dev.spark import ensure_spark
+from dev.spark import SMALL_JVM, ensure_spark
 from durable_spark.hooks.kubernetes import KubernetesHook
 from durable_spark.hooks.standalone import StandaloneHook
 from durable_spark.jobs import (
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 APPS = Path(__file__).parents[1] / "apps"
 POD_NAME = "spark.kubernetes.driver.pod.name"
 TOKEN, OWNER = "durable-spark/token", "durable-spark/owner"
-_QUICK_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _SCRIPT = 'shift $(($# - 2)); sleep "$1"; exit "$2"'
 
 _WARNINGS_ALONE = """
@@ -99,7 +98,7 @@ class SparkSubmit:
         """Start one with the plan's properties, and kill it at the end of the block."""
         spark = ensure_spark()
         environment = {name: value for name, value in spark.environment().items() if name != "PYSPARK_PYTHON"}
-        environment["SPARK_LAUNCHER_OPTS"] = _QUICK_JVM
+        environment["SPARK_LAUNCHER_OPTS"] = SMALL_JVM
         properties = {**conf, **plan.conf}
         process = await asyncio.create_subprocess_exec(
             f"{spark.home}/bin/spark-submit",
@@ -429,7 +428,7 @@ def driver(jar: Path, seconds: float, code: int = 0) -> Sequence[str]:
     return (*compiler, str(jar), str(APPS / "Driver.java"), "Driver", str(seconds), str(code))
 
 
-QUICK = {"spark.driver.extraJavaOptions": _QUICK_JVM}
+QUICK = {"spark.driver.extraJavaOptions": SMALL_JVM}
 WAIT = {"spark.standalone.submit.waitAppCompletion": "true"}
 
 
