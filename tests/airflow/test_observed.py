@@ -37,6 +37,7 @@ def test_orphans_are_listed_and_killed(stage: Stage, run: Callable[..., Run]) ->
     job = killed_before_it_defers(stage, run, "observed_orphan")
     (pod,) = job.pods()
     job.wait("up_for_retry")
+    assert row_of(pod, orphans(stage)[0]) is None
     row = row_of(pod, orphans(stage, "--all")[0])
     assert row is not None
     assert (row["verdict"], row["reason"]) == ("followed", "its task instance is up_for_retry")
@@ -50,6 +51,7 @@ def test_orphans_are_listed_and_killed(stage: Stage, run: Callable[..., Run]) ->
     _, said = orphans(stage, "--kill", "--yes")
     assert f"kubernetes: spark:{pod.name} was killed" in said
     job.wait_for_pod(None)
+    assert row_of(pod, orphans(stage)[0]) is None
     assert job.pods() == [pod]
 
 

@@ -17,7 +17,7 @@ PI = Path(__file__).parents[2] / "dev" / "apps" / "pi.py"
 @together
 def test_airflow_knows_the_links(stage: Stage, run: Callable[..., Run]) -> None:
     said = stage.airflow.airflow("providers", "links", "--output", "json")
-    for link in ("JobLink", "JobLogLink", "JobTrackingLink"):
+    for link in ("JobLink", "JobLogLink", "JobTrackingLink", "JobHistoryLink"):
         assert f"durable_spark.links.{link}" in said
 
 
