@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shutil
 import ssl
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from dev.spark import SMALL_JVM
 from tests.airflow.collectors import statsd
 from tests.airflow.job_service import EXAMPLES, JobService
 from tests.airflow.marks import MEMORY, SUBMITTING
-from tests.airflow.together import Elsewhere, InActs, Together, has_own_stage, in_order
+from tests.airflow.together import Elsewhere, InActs, Together, Turn, has_own_stage, turn_of
 from tests.clusters import Clusters, change_import
 from tests.conftest import or_none
 
@@ -266,20 +267,27 @@ class Run:
         :param parts: beginning, or ending, with a line break if the message is to.
         :param try_number: ``None`` for the one that it has come to.
         """
-        folder = self.stage.airflow.home / "logs" / f"dag_id={self.dag}" / f"run_id={self.id}" / f"task_id={self.task}"
-        if map_index >= 0:
-            folder /= f"map_index={map_index}"
 
         def said() -> bool:
             number = self.states()[map_index][1] if try_number is None else try_number
-            files = folder.glob(f"attempt={number}.log*")  # one of the worker, one of each triggerer
-            messages = [f"\n{message}\n" for file in files for message in messages_in(file)]
-            return any(part in message for part in parts for message in messages)
+            texts = self.told(number, map_index).values()
+            return any(part in f"\n{text}\n" for text in texts for part in parts)
 
         try:
             wait_until(said, deadline, f"{' or '.join(map(repr, parts))} in the log of {self.dag}", interval=0.3)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def told(self, try_number: int = 1, map_index: int = -1) -> dict[str, str]:
+        """
+        Return the messages of a try's log, by the names of its files: one of the worker, one of each triggerer.
+
+        For who asks again and again: the API server merges them anew each time.
+        """
+        folder = self.stage.airflow.home / "logs" / f"dag_id={self.dag}" / f"run_id={self.id}" / f"task_id={self.task}"
+        if map_index >= 0:
+            folder /= f"map_index={map_index}"
+        return {file.name: "\n".join(messages_in(file)) for file in folder.glob(f"attempt={try_number}.log*")}
 
     def drivers(self) -> list[Driver]:
         """Return the drivers that were submitted since this run began, by the master's own record."""
@@ -497,7 +505,7 @@ def parsed(airflow: Airflow, files: set[str]) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let all that is told side by side end before a test kills a process that others need."""
-    items.sort(key=in_order)
+    items.sort(key=turn_of)
 
 
 @contextlib.contextmanager
@@ -531,15 +539,15 @@ def run(stage: Stage) -> Iterator[Callable[..., Run]]:
     )
 
 
-@pytest.fixture(scope="session")
-def told_here(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together]:
-    """Begin to tell all stories."""
+@contextlib.contextmanager
+def telling(request: pytest.FixtureRequest, stage: Stage, *turns: Turn) -> Iterator[Together]:
+    """Begin to tell all stories of these turns."""
 
     def tell(story: Callable[..., None], parameters: dict[str, Any]) -> None:
         with runs_of(stage) as trigger:
             story(stage, trigger, **parameters)
 
-    told = Together(request.session.items, tell)
+    told = Together(request.session.items, turns, tell)
     try:
         yield told
     finally:
@@ -547,7 +555,21 @@ def told_here(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together
 
 
 @pytest.fixture(scope="session")
-def told_in_acts(request: pytest.FixtureRequest, stage: Stage) -> InActs:
+def told_here(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together]:
+    """Begin to tell all that is told side by side."""
+    with telling(request, stage, Turn.LONG, Turn.STORY) as told:
+        yield told
+
+
+@pytest.fixture(scope="session")
+def told_at_last(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Together]:
+    """Begin to tell all stories that kill what others need."""
+    with telling(request, stage, Turn.FATAL) as told:
+        yield told
+
+
+@pytest.fixture(scope="session")
+def told_in_acts(request: pytest.FixtureRequest, stage: Stage, told_elsewhere: object) -> InActs:
     """Tell all stories in acts."""
 
     def tell(story: Callable[..., Iterator[None]]) -> Iterator[None]:
@@ -561,7 +583,16 @@ def told_in_acts(request: pytest.FixtureRequest, stage: Stage) -> InActs:
 def told_elsewhere(
     request: pytest.FixtureRequest, kubernetes: KubernetesCluster | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[pytest.Item], Elsewhere[Stage]]]:
-    """Begin to tell all that is on a stage of its own; gives what tells of a test of such a module."""
+    """
+    Begin to tell all that is on a stage of its own; gives what tells of a test of such a module.
+
+    It waits for what is told side by side, if there is any.
+    """
+    begin = threading.Event()
+    if any(turn_of(item) <= Turn.STORY for item in request.session.items):
+        begin = request.getfixturevalue("told_here").all_begun
+    else:
+        begin.set()
 
     def tell(stage: Stage, story: Callable[..., None]) -> None:
         with runs_of(stage) as trigger:
@@ -578,7 +609,7 @@ def told_elsewhere(
     for item in filter(has_own_stage, request.session.items):
         modules.setdefault(item.module, []).append(item)  # type: ignore[attr-defined]
     told = {
-        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell)
+        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell, begin)
         for module, items in modules.items()
     }
     try:
@@ -589,10 +620,8 @@ def told_elsewhere(
 
 
 @pytest.fixture(autouse=True)
-def beside(request: pytest.FixtureRequest) -> None:
+def beside(told_elsewhere: object) -> None:
     """Have tests on a stage of their own told beside those that are not told side by side."""
-    if in_order(request.node) >= 2:
-        request.getfixturevalue("told_elsewhere")
 
 
 @pytest.fixture

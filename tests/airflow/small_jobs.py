@@ -98,7 +98,6 @@ def small_driver(seconds: str, exit_code: str) -> dict[str, Any]:
         "java_class": "org.codehaus.janino.SimpleCompiler",
         "application_args": [source, "Driver", seconds, exit_code],
         "driver_memory": "128m",
-        "conf": {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"},
         "conn_id": "spark_default",
         **RETRIED,
     }

@@ -24,7 +24,7 @@ from tests.airflow.test_person import (
     runs_anew,
     wait_for_kill,
 )
-from tests.airflow.together import together, without_triggerers
+from tests.airflow.together import begins_last, together, without_triggerers
 
 NO_RETRY = "retries=0: there is no try in which the job of a dead worker could be found again"
 LATE = 60.0
@@ -186,6 +186,7 @@ def test_the_last_try_gives_up_and_a_clear_finds_the_cluster_away(stage: Stage, 
 # --- while no triggerer is there
 
 
+@begins_last
 @without_triggerers
 def test_over_the_death_of_all_triggerers(stage: Stage, run: Callable[..., Run]) -> Iterator[None]:
     """One deadline passes while they are away, the other one when they are back."""
@@ -195,9 +196,9 @@ def test_over_the_death_of_all_triggerers(stage: Stage, run: Callable[..., Run])
     yield
     began = away.ti.start
     assert began is not None
-    wait_until(lambda: now() > began + timedelta(seconds=47), 90, "the deadline", interval=0.5)
+    wait_until(lambda: now() > began + timedelta(seconds=92), 120, "the deadline", interval=0.5)
     assert [lives_of(job)[0].killed for job in (away, moved)] == [None, None]
     yield
-    for job, after in ((away, 45), (moved, 75)):
+    for job, after in ((away, 90), (moved, 120)):
         job.wait("failed", deadline=120)
         timed_out(job, *one_after_the_other(job, 1), after=after, late=90)

@@ -21,7 +21,7 @@ from durable_spark.jobs import owner_of
 from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.small_jobs import ShellPod, shell_pods
-from tests.airflow.together import from_the_start, together
+from tests.airflow.together import fatal, from_the_start, together
 
 
 @dataclasses.dataclass
@@ -198,6 +198,7 @@ def test_one_index_is_retried_while_the_others_run(stage: Stage, run: Callable[.
     assert [job.result(0), job.result(2)] == [pods["a"][0].job_id, pods["c"][0].job_id]
 
 
+@fatal
 def test_cleared_and_moved_before_the_list_is_made_again(stage: Stage, run: Callable[..., Run]) -> None:
     """
     A triggerer that wakes up too late finds a task that has no state: it was cleared, and its list is still being made.

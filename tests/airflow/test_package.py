@@ -52,6 +52,7 @@ def test_the_example_dag_runs_pyspark(stage: Stage, run: Callable[..., Run]) -> 
 @together
 def test_dag_test_needs_no_triggerer(stage: Stage, run: Callable[..., Run]) -> None:
     before = {driver.id for driver in stage.cluster.drivers()}
-    stage.airflow.airflow("dags", "test", "life_tested", "--conf", json.dumps({"seconds": "0"}), timeout=180)
+    file = ("-B", "dags-folder", "-f", str(stage.dags / "life.py"))
+    stage.airflow.airflow("dags", "test", "life_tested", *file, "--conf", json.dumps({"seconds": "0"}), timeout=180)
     drivers = [d for d in stage.cluster.drivers() if d.id not in before and d.memory == MEMORY["life_tested"]]
     assert [d.state for d in drivers] == ["FINISHED"]

@@ -199,7 +199,8 @@ def test_run_by_hand(stage: Stage, run: Callable[..., Run], by: str) -> None:
         return [len(shell_pods(Run(stage, dag, "", set(), task))) for task in ("job", "plain", "worker")]
 
     if by == "dags":
-        code, said = command(stage, "dags", "test", dag, "--conf", json.dumps({"exit_code": "3"}))
+        file = ("-B", "dags-folder", "-f", str(stage.dags / "tasks.py"))  # or all files are read, and written down
+        code, said = command(stage, "dags", "test", dag, *file, "--conf", json.dumps({"exit_code": "3"}))
         assert code != 0, said
         assert pods() == [2, 1, 1], "the first one was tried twice"
     else:

@@ -62,19 +62,21 @@ class Followed:
         """The name of its pod, as the task has told it."""
         return str(self.run.stage.airflow.xcoms(*self.run.key, self.index)["spark_job_id"]).removeprefix("spark:")
 
-    def log(self, try_number: int = 1) -> str:
-        return self.run.stage.airflow.log_text(*self.run.key, try_number, self.index)
+    @property
+    def log(self) -> dict[str, str]:
+        """The files of the first try's log."""
+        return self.run.told(1, self.index)
 
     def count(self, what: str) -> int:
         """Return how often the first try's log has this, a regular expression that goes over lines."""
-        return len(re.findall(what, self.log(), re.DOTALL | re.MULTILINE))
+        return sum(len(re.findall(what, text, re.DOTALL | re.MULTILINE)) for text in self.log.values())
 
     def wait_until_told(self, what: str, *, times: int = 1) -> None:
         """Wait until the first try's log has this so often."""
         try:
             wait_until(lambda: self.count(what) >= times, 60, f"{self.run.dag} to say {what!r}", interval=0.7)
         except TimeoutError as error:
-            raise AssertionError(f"{error}\n{self.log()}") from None
+            raise AssertionError(f"{error}\n{self.log}") from None
 
     def times_taken_up(self) -> int:
         """Return how many triggers of the first try have found its pod running."""
@@ -106,7 +108,8 @@ class Jobs:
             one = triggerers.popitem()[1]
             if triggerers or one is None or time_since(one["latest_heartbeat"]) > FRESH:
                 return None
-            return one if all(f".trigger.{one['id']}.log" in job.log() for job in self.deferred) else None
+            its_file = f".trigger.{one['id']}.log"
+            return one if all(any(its_file in name for name in job.log) for job in self.deferred) else None
 
         name = wait_until(having, 60, "one triggerer to follow all jobs", interval=0.7)["hostname"]
         return [triggerer.name for triggerer in self.stage.airflow.triggerers].index(name)

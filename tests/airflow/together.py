@@ -6,19 +6,22 @@ any other test begins, and is judged in its turn. It takes the stage and a funct
 care who else is on the stage: it has a Dag of its own, kills no process that others need, and holds requests back only
 by a pattern that names its Dag. Whose a driver or an application is it tells by what no other story's has.
 
-Those that need the same process to be dead for a while are told in three acts, see :func:`without_triggerers`.
+Those that need the same process to be dead for a while are told in three acts, see :func:`without_triggerers`. Those
+that take away what others need, but not each other, come after them, see :func:`fatal`.
 
 A module whose tests need another Airflow has an ``own_stage``, a function of a Kubernetes cluster of its own and a
-folder that gives a context manager. Its tests are told in a thread, from when all that is told side by side on the
-stage of all others has been told: while tests there kill one process after the other, half of the machine is idle.
+folder that gives a context manager. Its tests are told in a thread, from when the last of all that is told side by side
+on the stage of all others has begun: while tests there kill one process after the other, half of the machine is idle.
 Those marked with :func:`alone` come when the others of the module have been told, one after the other.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -30,11 +33,14 @@ __all__ = [
     "Elsewhere",
     "InActs",
     "Together",
+    "Turn",
     "alone",
+    "begins_last",
+    "fatal",
     "from_the_start",
     "has_own_stage",
-    "in_order",
     "together",
+    "turn_of",
     "without_triggerers",
 ]
 
@@ -44,19 +50,40 @@ StoryInActs = Callable[..., Iterator[None]]
 S = TypeVar("S")
 
 
+class Turn(enum.IntEnum):
+    """When a test is told: in this order."""
+
+    LONG = enum.auto()
+    STORY = enum.auto()
+    IN_ACTS = enum.auto()
+    FATAL = enum.auto()
+    PLAIN = enum.auto()
+    """No story: it begins when the one before it has ended."""
+    ELSEWHERE = enum.auto()
+    """On a stage of its own, beside all but the first two."""
+
+
+_FIXTURES = {Turn.IN_ACTS: "told_in_acts", Turn.FATAL: "told_at_last"}
+
+
 def together(story: Story) -> Callable[..., None]:
     """Make a test of a function ``(stage, run)``, and of parameters, that is told beside others."""
-    return _test_of(story)
+    return _test_of(story, Turn.STORY)
 
 
 def from_the_start(story: Story) -> Callable[..., None]:
     """Do as :func:`together` does for a story of minutes, which begins before the others."""
-    return _test_of(story, minutes=True)
+    return _test_of(story, Turn.LONG)
 
 
 def alone(story: Story) -> Callable[..., None]:
     """Do as :func:`together` does for a story on a stage of its own beside which nothing else is told there."""
-    return _test_of(story, alone=True)
+    return _test_of(story, Turn.STORY, alone=True)
+
+
+def fatal(story: Story) -> Callable[..., None]:
+    """Do as :func:`together` does for a story that takes away what all need but those which come at the same time."""
+    return _test_of(story, Turn.FATAL)
 
 
 def without_triggerers(story: StoryInActs) -> Callable[..., None]:
@@ -66,10 +93,18 @@ def without_triggerers(story: StoryInActs) -> Callable[..., None]:
     It yields twice. When all of them have yielded, all triggerers are killed, and started again when all have yielded
     once more.
     """
-    return _test_of(story, fixture="told_in_acts", acts=True)
+    return _test_of(story, Turn.IN_ACTS)
 
 
-def _test_of(story: Callable[..., Any], *, fixture: str = "told_together", **more: bool) -> Callable[..., None]:
+def begins_last(test: Callable[..., None]) -> Callable[..., None]:
+    """Let a story's first act begin when those of the others have ended: what it begins does not wait for them."""
+    vars(test)["begins_last"] = True
+    return test
+
+
+def _test_of(story: Callable[..., Any], turn: Turn, *, alone: bool = False) -> Callable[..., None]:
+    fixture = _FIXTURES.get(turn, "told_together")
+
     def test(request: pytest.FixtureRequest, **fixtures: Any) -> None:
         fixtures[fixture].result(request.node)
 
@@ -79,8 +114,7 @@ def _test_of(story: Callable[..., Any], *, fixture: str = "told_together", **mor
     test.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (fixture, "request", *parameters)]
     )
-    vars(test).update(story=story, minutes=False, acts=False, alone=False)
-    vars(test).update(more)
+    vars(test).update(story=story, turn=turn, alone=alone)
     return test
 
 
@@ -89,18 +123,11 @@ def has_own_stage(item: pytest.Item) -> bool:
     return hasattr(getattr(item, "module", None), "own_stage")
 
 
-def in_order(item: pytest.Item) -> int:
-    """
-    Return what tests are to be sorted by.
-
-    Long stories, stories, those in acts, all else, what is on a stage of its own.
-    """
-    function = getattr(item, "function", None)
+def turn_of(item: pytest.Item) -> Turn:
+    """Return when a test is told, which tests are to be sorted by."""
     if has_own_stage(item):
-        return 4
-    if not hasattr(function, "story"):
-        return 3
-    return 2 if function.acts else 0 if function.minutes else 1  # type: ignore[union-attr]
+        return Turn.ELSEWHERE
+    return getattr(getattr(item, "function", None), "turn", Turn.PLAIN)
 
 
 def _in_turn(stories: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, float]]:
@@ -115,7 +142,7 @@ def _in_turn(stories: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, f
 
     def turn(item: pytest.Item) -> tuple[int, float]:
         of_module = modules[item.path]
-        return in_order(item), of_module.index(item.nodeid) / len(of_module)
+        return turn_of(item), of_module.index(item.nodeid) / len(of_module)
 
     return turn
 
@@ -125,16 +152,21 @@ class Together:
     Tests that run side by side.
 
     :param items: tests, among which are stories.
+    :param turns: those of the stories that are told.
     :param tell: tells the story of one.
     """
 
-    def __init__(self, items: list[pytest.Item], tell: Callable[[Story, dict[str, Any]], None]) -> None:
+    def __init__(
+        self, items: list[pytest.Item], turns: Collection[Turn], tell: Callable[[Story, dict[str, Any]], None]
+    ) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story")
-        stories = [item for item in items if in_order(item) < 2]
+        self.all_begun = threading.Event()
+        stories = [item for item in items if turn_of(item) in turns]
         self._told: dict[str, Future[None]] = {}
         for item in sorted(stories, key=_in_turn(stories)):
             parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
             self._told[item.nodeid] = self._pool.submit(tell, item.function.story, parameters)  # type: ignore[attr-defined]
+        self._pool.submit(self.all_begun.set)
 
     def result(self, item: pytest.Item) -> None:
         """Return when the test has been told; raise what it raised."""
@@ -161,13 +193,16 @@ class InActs:
         second_act: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._failures: dict[str, BaseException] = {}
-        told = {item.nodeid: tell(item.function.story) for item in items if in_order(item) == 2}  # type: ignore[attr-defined]
+        tests = [item for item in items if turn_of(item) is Turn.IN_ACTS]
+        told = {item.nodeid: tell(item.function.story) for item in tests}  # type: ignore[attr-defined]
+        last = {item.nodeid for item in tests if "begins_last" in vars(item.function)}  # type: ignore[attr-defined]
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story") as pool:
 
-            def act() -> None:
-                list(pool.map(self._go_on, told, told.values()))
+            def act(names: Iterable[str] = told) -> None:
+                list(pool.map(lambda name: self._go_on(name, told[name]), names))
 
-            act()
+            act(told.keys() - last)
+            act(last)
             with second_act():
                 act()
             act()
@@ -191,6 +226,7 @@ class Elsewhere(Generic[S]):
     :param items: its tests, all of them stories.
     :param own_stage: the stage.
     :param tell: tells a story on it.
+    :param begin: what to wait for.
     """
 
     def __init__(
@@ -198,13 +234,18 @@ class Elsewhere(Generic[S]):
         items: list[pytest.Item],
         own_stage: AbstractContextManager[S],
         tell: Callable[[S, Story], None],
+        begin: threading.Event,
     ) -> None:
-        self._own_stage, self._tell = own_stage, tell
+        self._own_stage, self._tell, self._begin = own_stage, tell, begin
+        self._ended = False
         self._failures: dict[str, BaseException] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
         self._end = self._pool.submit(self._tell_all, items)
 
     def _tell_all(self, items: list[pytest.Item]) -> None:
+        self._begin.wait()
+        if self._ended:
+            return
         own = [item for item in items if vars(item.function)["alone"]]  # type: ignore[attr-defined]
         with self._own_stage as stage:
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story") as pool:
@@ -225,5 +266,7 @@ class Elsewhere(Generic[S]):
             raise failure
 
     def end(self) -> None:
-        """Wait until all is told."""
+        """Wait until all is told, if it has begun."""
+        self._ended = True
+        self._begin.set()
         self._pool.shutdown()
