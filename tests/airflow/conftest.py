@@ -586,11 +586,11 @@ def told_elsewhere(
     """
     Begin to tell all that is on a stage of its own; gives what tells of a test of such a module.
 
-    It waits for what is told side by side, if there is any.
+    It waits until few are left of what is told side by side.
     """
     begin = threading.Event()
     if any(turn_of(item) <= Turn.STORY for item in request.session.items):
-        begin = request.getfixturevalue("told_here").all_begun
+        begin = request.getfixturevalue("told_here").few_left
     else:
         begin.set()
 

@@ -10,8 +10,8 @@ Those that need the same process to be dead for a while are told in three acts, 
 that take away what others need, but not each other, come after them, see :func:`fatal`.
 
 A module whose tests need another Airflow has an ``own_stage``, a function of a Kubernetes cluster of its own and a
-folder that gives a context manager. Its tests are told in a thread, from when the last of all that is told side by side
-on the stage of all others has begun: while tests there kill one process after the other, half of the machine is idle.
+folder that gives a context manager. Its tests are told in a thread, from when few are left of all that is told side by
+side on the stage of all others: while tests there kill one process after the other, half of the machine is idle.
 Those marked with :func:`alone` come when the others of the module have been told, one after the other.
 """
 
@@ -160,13 +160,23 @@ class Together:
         self, items: list[pytest.Item], turns: Collection[Turn], tell: Callable[[Story, dict[str, Any]], None]
     ) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story")
-        self.all_begun = threading.Event()
+        self.few_left = threading.Event()
         stories = [item for item in items if turn_of(item) in turns]
         self._told: dict[str, Future[None]] = {}
         for item in sorted(stories, key=_in_turn(stories)):
             parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
             self._told[item.nodeid] = self._pool.submit(tell, item.function.story, parameters)  # type: ignore[attr-defined]
-        self._pool.submit(self.all_begun.set)
+        self._left = len(self._told)
+        self._one_ends = threading.Lock()
+        self._look()
+        for told in self._told.values():
+            told.add_done_callback(self._look)
+
+    def _look(self, ended: Future[None] | None = None) -> None:
+        with self._one_ends:
+            self._left -= ended is not None
+            if self._left <= AT_ONCE / 2:
+                self.few_left.set()
 
     def result(self, item: pytest.Item) -> None:
         """Return when the test has been told; raise what it raised."""
