@@ -17,9 +17,11 @@ the master listens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import re
@@ -49,6 +51,7 @@ __all__ = [
     "Spark",
     "StandaloneCluster",
     "Worker",
+    "archived_classes",
     "ensure_spark",
     "java_home",
 ]
@@ -120,11 +123,67 @@ def ensure_spark(version: str = SPARK_VERSION) -> Spark:
     )
     directory = cache / f"spark-{version}-py{sys.version_info.major}{sys.version_info.minor}"
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(directory):
         if not _usable(directory):
             _install(version, directory)
     return Spark(version, _home_in(directory), directory / "bin" / "python")
+
+
+_SLEEPING = """
+public class Application {
+    public static void main(String[] arguments) throws Exception {
+        Thread.sleep(1000);
+    }
+}
+"""
+
+
+def archived_classes(spark: Spark) -> str:
+    """
+    Return options by which Spark's JVMs take their classes from an archive, made on first use (a quarter of a minute).
+
+    A driver without Spark takes 2.8 s of the processor to start instead of 4.4, ``spark-submit`` 2.4 instead of 4.2.
+    A JVM that finds the archive not to fit it does without, and says nothing.
+    """
+    java = f"{java_home()}/bin/java"
+    build = subprocess.run([java, "-Xinternalversion"], capture_output=True, check=True, timeout=60).stdout
+    directory = spark.python.parents[1]
+    archive = directory / f"classes-{hashlib.sha256(build).hexdigest()[:16]}.jsa"
+    quiet = ("-Xlog:disable", "-Xlog:all=error:stderr")
+    with _locked(directory):
+        if not archive.exists():
+            new = archive.with_suffix(".new")
+            # Its class path is as the launcher makes it: an archive is good for those that begin with this one.
+            (logging,) = (spark.home / "jars").glob("slf4j-api-*.jar")
+            with tempfile.TemporaryDirectory() as scratch:
+                application = Path(scratch, "Application.java")
+                application.write_text(_SLEEPING)
+                compiled = ("org.codehaus.janino.SimpleCompiler", str(application), "Application")
+                done = subprocess.run(
+                    [
+                        *(java, *SMALL_JVM.split(), *quiet, f"-XX:ArchiveClassesAtExit={new}"),
+                        "--add-modules=jdk.incubator.vector",  # as the launcher has it, too
+                        *("-cp", f"{logging}:{spark.home}/jars/*", "org.apache.spark.deploy.worker.DriverWrapper"),
+                        *("spark://Worker@127.0.0.1:9", str(application), *compiled),
+                    ],
+                    env=spark.environment(),
+                    cwd=scratch,
+                    capture_output=True,
+                    check=False,  # there is no such worker
+                    text=True,
+                    timeout=120,
+                )
+            if not new.exists():
+                raise RuntimeError(f"a JVM made no archive of its classes:\n{done.stdout}{done.stderr}"[-4000:])
+            new.rename(archive)
+    return " ".join([f"-XX:SharedArchiveFile={archive}", *quiet])
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    with directory.with_name(f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _home_in(environment: Path) -> Path:
@@ -270,6 +329,7 @@ class StandaloneCluster(Startable):
         self.spark = spark or ensure_spark()
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="durable-spark-")
         self.directory = directory or Path(self._temporary.name if self._temporary else "")
+        self.directory.mkdir(parents=True, exist_ok=True)
         self._scheme = "https" if keystore else "http"
         self._tls = _tls_conf(keystore) if keystore else {}
         conf = {"spark.master.rest.enabled": str(rest).lower()}
@@ -421,10 +481,7 @@ class StandaloneCluster(Startable):
         conf = {"spark.port.maxRetries": "0", **conf}  # a port that is taken is an error, not a reason to try the next
         if self._tls:
             conf |= {"spark.ssl.standalone.port": str(ui_port), **self._tls}
-        no_conf = self.directory / "conf"
-        no_conf.mkdir(parents=True, exist_ok=True)
         environment = self.spark.environment() | {
-            "SPARK_CONF_DIR": str(no_conf),
             "SPARK_DAEMON_MEMORY": "256m",
             "SPARK_DAEMON_JAVA_OPTS": " ".join([SMALL_JVM, *(f"-D{name}={value}" for name, value in conf.items())]),
             "SPARK_LAUNCHER_OPTS": SMALL_JVM,

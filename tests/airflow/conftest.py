@@ -27,13 +27,13 @@ from dev.kubernetes import KubernetesCluster, RequestFailed
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
-from dev.spark import SMALL_JVM
+from dev.spark import SMALL_JVM, archived_classes, ensure_spark
 from tests.airflow.collectors import statsd
 from tests.airflow.job_service import EXAMPLES, JobService
 from tests.airflow.marks import MEMORY, SUBMITTING
 from tests.airflow.together import Elsewhere, InActs, Together, Turn, has_own_stage, turn_of
 from tests.clusters import Clusters, change_import
-from tests.conftest import or_none
+from tests.conftest import or_none, require
 
 if TYPE_CHECKING:
     from dev.kubernetes import CreatedPod
@@ -44,8 +44,6 @@ processes.patience = 3.0  # two cores, six stories at once
 
 SUBMIT_DAG = Path(__file__).with_name("submit_dag.py")
 ENDED = {"success", "failed"}
-UNVERIFIED = "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
-"""Of a JVM that believes what it loads, which takes a sixth off its start."""
 PRELOADED = (
     "durable_spark.operators.spark_submit",
     "durable_spark.hooks.kubernetes",
@@ -375,7 +373,7 @@ class Run:
 @pytest.fixture(scope="session")
 def java_options() -> str:
     """Let all JVMs start soon: a quarter of a busy machine was theirs."""
-    return f"{SMALL_JVM} {UNVERIFIED}"
+    return f"{SMALL_JVM} {archived_classes(require(ensure_spark))}"
 
 
 @pytest.fixture(scope="session")
@@ -424,6 +422,7 @@ def stage(
         if submit_clusters is not None:
             connections.update(submit_clusters.connections())
             env.update(submit_clusters.environment())
+            env["SPARK_SUBMIT_OPTS"] = archived_classes(submit_clusters.yarn.spark)
             source = SUBMIT_DAG.read_text()
             for story, cluster in SUBMITTING:
                 dag = source if story == "taken" else change_import(source)
@@ -451,6 +450,7 @@ def stage(
                         "trigger_timeout_check_interval": 2,
                         "task_instance_heartbeat_timeout_detection_interval": 4,
                     },
+                    "workers": {**IMPATIENT["workers"], "min_heartbeat_interval": 4},
                     "triggerer": {**IMPATIENT["triggerer"], "triggerer_health_check_threshold": 10},
                     "metrics": {
                         "statsd_on": True,
@@ -569,30 +569,32 @@ def told_at_last(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Toget
 
 
 @pytest.fixture(scope="session")
-def told_in_acts(request: pytest.FixtureRequest, stage: Stage, told_elsewhere: object) -> InActs:
+def half_idle() -> threading.Event:
+    """Return what is set when what is told elsewhere may begin."""
+    return threading.Event()
+
+
+@pytest.fixture(scope="session")
+def told_in_acts(
+    request: pytest.FixtureRequest, stage: Stage, half_idle: threading.Event, told_elsewhere: object
+) -> InActs:
     """Tell all stories in acts."""
 
     def tell(story: Callable[..., Iterator[None]]) -> Iterator[None]:
         with runs_of(stage) as trigger:
             yield from story(stage, trigger)
 
-    return InActs(request.session.items, tell, stage.without_triggerers)
+    return InActs(request.session.items, tell, stage.without_triggerers, half_idle.set)
 
 
 @pytest.fixture(scope="session")
 def told_elsewhere(
-    request: pytest.FixtureRequest, kubernetes: KubernetesCluster | None, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    half_idle: threading.Event,
+    kubernetes: KubernetesCluster | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[pytest.Item], Elsewhere[Stage]]]:
-    """
-    Begin to tell all that is on a stage of its own; gives what tells of a test of such a module.
-
-    It waits until few are left of what is told side by side.
-    """
-    begin = threading.Event()
-    if any(turn_of(item) <= Turn.STORY for item in request.session.items):
-        begin = request.getfixturevalue("told_here").few_left
-    else:
-        begin.set()
+    """Begin to tell all that is on a stage of its own; gives what tells of a test of such a module."""
 
     def tell(stage: Stage, story: Callable[..., None]) -> None:
         with runs_of(stage) as trigger:
@@ -609,7 +611,7 @@ def told_elsewhere(
     for item in filter(has_own_stage, request.session.items):
         modules.setdefault(item.module, []).append(item)  # type: ignore[attr-defined]
     told = {
-        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell, begin)
+        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell, half_idle)
         for module, items in modules.items()
     }
     try:
@@ -620,8 +622,10 @@ def told_elsewhere(
 
 
 @pytest.fixture(autouse=True)
-def beside(told_elsewhere: object) -> None:
+def beside(request: pytest.FixtureRequest, half_idle: threading.Event, told_elsewhere: object) -> None:
     """Have tests on a stage of their own told beside those that are not told side by side."""
+    if turn_of(request.node) > Turn.IN_ACTS:
+        half_idle.set()
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ Those that need the same process to be dead for a while are told in three acts, 
 that take away what others need, but not each other, come after them, see :func:`fatal`.
 
 A module whose tests need another Airflow has an ``own_stage``, a function of a Kubernetes cluster of its own and a
-folder that gives a context manager. Its tests are told in a thread, from when few are left of all that is told side by
-side on the stage of all others: while tests there kill one process after the other, half of the machine is idle.
+folder that gives a context manager. Its tests are told in a thread, from the third act on: while tests on the stage of
+all others kill one process after the other, half of the machine is idle.
 Those marked with :func:`alone` come when the others of the module have been told, one after the other.
 """
 
@@ -60,7 +60,7 @@ class Turn(enum.IntEnum):
     PLAIN = enum.auto()
     """No story: it begins when the one before it has ended."""
     ELSEWHERE = enum.auto()
-    """On a stage of its own, beside all but the first two."""
+    """On a stage of its own, beside what comes after the second act."""
 
 
 _FIXTURES = {Turn.IN_ACTS: "told_in_acts", Turn.FATAL: "told_at_last"}
@@ -160,23 +160,11 @@ class Together:
         self, items: list[pytest.Item], turns: Collection[Turn], tell: Callable[[Story, dict[str, Any]], None]
     ) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story")
-        self.few_left = threading.Event()
         stories = [item for item in items if turn_of(item) in turns]
         self._told: dict[str, Future[None]] = {}
         for item in sorted(stories, key=_in_turn(stories)):
             parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
             self._told[item.nodeid] = self._pool.submit(tell, item.function.story, parameters)  # type: ignore[attr-defined]
-        self._left = len(self._told)
-        self._one_ends = threading.Lock()
-        self._look()
-        for told in self._told.values():
-            told.add_done_callback(self._look)
-
-    def _look(self, ended: Future[None] | None = None) -> None:
-        with self._one_ends:
-            self._left -= ended is not None
-            if self._left <= AT_ONCE / 2:
-                self.few_left.set()
 
     def result(self, item: pytest.Item) -> None:
         """Return when the test has been told; raise what it raised."""
@@ -194,6 +182,7 @@ class InActs:
     :param items: tests, among which are such.
     :param tell: begins to tell the story of one.
     :param second_act: goes on for as long as the second act.
+    :param third_act: is called when the third one begins.
     """
 
     def __init__(
@@ -201,6 +190,7 @@ class InActs:
         items: list[pytest.Item],
         tell: Callable[[StoryInActs], Iterator[None]],
         second_act: Callable[[], AbstractContextManager[None]],
+        third_act: Callable[[], None],
     ) -> None:
         self._failures: dict[str, BaseException] = {}
         tests = [item for item in items if turn_of(item) is Turn.IN_ACTS]
@@ -215,6 +205,7 @@ class InActs:
             act(last)
             with second_act():
                 act()
+            third_act()
             act()
 
     def _go_on(self, name: str, story: Iterator[None]) -> None:
