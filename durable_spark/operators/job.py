@@ -1037,7 +1037,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             raise AirflowException("The trigger's event is about an earlier submission of this task")
         self._record = record.moved_to(event.job)
         if event.kind in ("lost", "timeout") and not event.confirmed:
-            self._fold_in_the_triggers_kill(context)
+            killed = self._fold_in_the_triggers_kill(context)
+            if event.kind == "lost" and not killed:
+                # Airflow may have had no answer for the trigger that was to read what the one before it had seen.
+                event = self._noted(context, "succeeded", "killed") or event
         if event.kind == "timeout":
             return self._conclude(
                 context,
@@ -1062,16 +1065,28 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _fold_in_the_triggers_kill(self, context: Context) -> bool:
         """Take over into the record that this try's trigger has sent a kill. Whether it has."""
-        from durable_spark.triggers.job import NOTE_XCOM_KEY, noted_end
-
         record = self._record
         if record is None or record.verdict is not None:
             return False
-        noted = noted_end(_pull(context, NOTE_XCOM_KEY), ti_id=str(context["ti"].id))
-        if noted is None or noted.job != record.job or not (noted.confirmed or noted.kind == "failed"):
+        noted = self._noted(context)
+        if noted is None or not (noted.confirmed or noted.kind == "failed"):
             return False
         self._record = dataclasses.replace(record, killing=True, unanswered=False)
         return True
+
+    def _noted(self, context: Context, *kinds: str) -> JobEvent | None:
+        """
+        Return the event that a trigger of this try has noted of the record's job, if there is one.
+
+        :param kinds: those that are asked for, all if none is named.
+        """
+        from durable_spark.triggers.job import NOTE_XCOM_KEY, noted_end
+
+        record = self._recorded
+        noted = noted_end(_pull(context, NOTE_XCOM_KEY), ti_id=str(context["ti"].id))
+        if noted is None or (noted.job, noted.token) != (record.job, record.submission.token):
+            return None
+        return noted if not kinds or noted.kind in kinds else None
 
     def _job_of_this_try(self, context: Context) -> JobRef | None:
         if self._record is not None:

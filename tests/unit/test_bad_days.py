@@ -65,6 +65,38 @@ def is_gone(service: Service, job: str = "job-1") -> None:
     service.jobs[job] = Job("", "", JobState.ABSENT)
 
 
+class TestLostButNoted:
+    """A trigger reports a job as lost, whose end one before it had seen and noted: Airflow gave it no answer."""
+
+    def test_a_success_that_was_noted_counts(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        note(first, kind="succeeded", state="SUCCEEDED", confirmed=False)
+        is_gone(service)
+        assert first.complete(event(instance, "lost")) == "job-1"
+        assert first.record["verdict"]["state"] == "succeeded"
+
+    def test_a_kill_that_was_noted_counts(self, instance: TaskInstance, service: Service) -> None:
+        first = instance.begin()
+        first.execute()
+        note(first, kind="killed", state="KILLED", confirmed=False)
+        is_gone(service)
+        with pytest.raises(AirflowException, match="JobKilled: job-1 ended as KILLED"):
+            first.complete(event(instance, "lost"))
+
+    @pytest.mark.parametrize("other", [{"ti_id": "another"}, {"token": "0" * 32}, {"job_id": "job-9"}])
+    def test_not_that_of_another_try_or_submission_or_job(
+        self, instance: TaskInstance, service: Service, other: dict[str, str]
+    ) -> None:
+        first = instance.begin()
+        first.execute()
+        note(first, kind="succeeded", state="SUCCEEDED", confirmed=False)
+        instance.xcoms[NOTE_XCOM_KEY].update(other)
+        is_gone(service)
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            first.complete(event(instance, "lost"))
+
+
 class TestDeadline:
     """It passed, and no trigger has seen the job dead."""
 
