@@ -12,7 +12,6 @@ import dataclasses
 import json
 import shutil
 import ssl
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -569,30 +568,19 @@ def told_at_last(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Toget
 
 
 @pytest.fixture(scope="session")
-def half_idle() -> threading.Event:
-    """Return what is set when what is told elsewhere may begin."""
-    return threading.Event()
-
-
-@pytest.fixture(scope="session")
-def told_in_acts(
-    request: pytest.FixtureRequest, stage: Stage, half_idle: threading.Event, told_elsewhere: object
-) -> InActs:
+def told_in_acts(request: pytest.FixtureRequest, stage: Stage) -> InActs:
     """Tell all stories in acts."""
 
     def tell(story: Callable[..., Iterator[None]]) -> Iterator[None]:
         with runs_of(stage) as trigger:
             yield from story(stage, trigger)
 
-    return InActs(request.session.items, tell, stage.without_triggerers, half_idle.set)
+    return InActs(request.session.items, tell, stage.without_triggerers)
 
 
 @pytest.fixture(scope="session")
 def told_elsewhere(
-    request: pytest.FixtureRequest,
-    half_idle: threading.Event,
-    kubernetes: KubernetesCluster | None,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, kubernetes: KubernetesCluster | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[pytest.Item], Elsewhere[Stage]]]:
     """Begin to tell all that is on a stage of its own; gives what tells of a test of such a module."""
 
@@ -611,7 +599,7 @@ def told_elsewhere(
     for item in filter(has_own_stage, request.session.items):
         modules.setdefault(item.module, []).append(item)  # type: ignore[attr-defined]
     told = {
-        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell, half_idle)
+        module: Elsewhere(items, open_stage(module, tmp_path_factory.mktemp("dags")), tell)
         for module, items in modules.items()
     }
     try:
@@ -622,10 +610,10 @@ def told_elsewhere(
 
 
 @pytest.fixture(autouse=True)
-def beside(request: pytest.FixtureRequest, half_idle: threading.Event, told_elsewhere: object) -> None:
+def beside(request: pytest.FixtureRequest) -> None:
     """Have tests on a stage of their own told beside those that are not told side by side."""
-    if turn_of(request.node) > Turn.IN_ACTS:
-        half_idle.set()
+    if turn_of(request.node) >= Turn.IN_ACTS:
+        request.getfixturevalue("told_elsewhere")
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def runs_anew(job: Run, old: CreatedPod) -> None:
     wait_for_kill(job)
     ends_well(job, 2)
     assert job.pods()[0] == old
-    assert re.search(f"Submitted as .*, because .*spark:{old.name}\\b.* is dead", job.log(job.ti.try_number))
+    assert re.search(f"Submitted as .*, because .*spark:{old.name}\\b.* is dead", job.logs())
 
 
 def ends_well(job: Run, count: int) -> None:

@@ -10,8 +10,8 @@ Those that need the same process to be dead for a while are told in three acts, 
 that take away what others need, but not each other, come after them, see :func:`fatal`.
 
 A module whose tests need another Airflow has an ``own_stage``, a function of a Kubernetes cluster of its own and a
-folder that gives a context manager. Its tests are told in a thread, from the third act on: while tests on the stage of
-all others kill one process after the other, half of the machine is idle.
+folder that gives a context manager. Its tests are told in a thread, from the end of the acts on: while tests on the
+stage of all others kill one process after the other, half of the machine is idle.
 Those marked with :func:`alone` come when the others of the module have been told, one after the other.
 """
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -60,7 +59,7 @@ class Turn(enum.IntEnum):
     PLAIN = enum.auto()
     """No story: it begins when the one before it has ended."""
     ELSEWHERE = enum.auto()
-    """On a stage of its own, beside what comes after the second act."""
+    """On a stage of its own, beside what comes after the acts."""
 
 
 _FIXTURES = {Turn.IN_ACTS: "told_in_acts", Turn.FATAL: "told_at_last"}
@@ -182,7 +181,6 @@ class InActs:
     :param items: tests, among which are such.
     :param tell: begins to tell the story of one.
     :param second_act: goes on for as long as the second act.
-    :param third_act: is called when the third one begins.
     """
 
     def __init__(
@@ -190,7 +188,6 @@ class InActs:
         items: list[pytest.Item],
         tell: Callable[[StoryInActs], Iterator[None]],
         second_act: Callable[[], AbstractContextManager[None]],
-        third_act: Callable[[], None],
     ) -> None:
         self._failures: dict[str, BaseException] = {}
         tests = [item for item in items if turn_of(item) is Turn.IN_ACTS]
@@ -205,7 +202,6 @@ class InActs:
             act(last)
             with second_act():
                 act()
-            third_act()
             act()
 
     def _go_on(self, name: str, story: Iterator[None]) -> None:
@@ -227,7 +223,6 @@ class Elsewhere(Generic[S]):
     :param items: its tests, all of them stories.
     :param own_stage: the stage.
     :param tell: tells a story on it.
-    :param begin: what to wait for.
     """
 
     def __init__(
@@ -235,18 +230,13 @@ class Elsewhere(Generic[S]):
         items: list[pytest.Item],
         own_stage: AbstractContextManager[S],
         tell: Callable[[S, Story], None],
-        begin: threading.Event,
     ) -> None:
-        self._own_stage, self._tell, self._begin = own_stage, tell, begin
-        self._ended = False
+        self._own_stage, self._tell = own_stage, tell
         self._failures: dict[str, BaseException] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
         self._end = self._pool.submit(self._tell_all, items)
 
     def _tell_all(self, items: list[pytest.Item]) -> None:
-        self._begin.wait()
-        if self._ended:
-            return
         own = [item for item in items if vars(item.function)["alone"]]  # type: ignore[attr-defined]
         with self._own_stage as stage:
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="story") as pool:
@@ -267,7 +257,5 @@ class Elsewhere(Generic[S]):
             raise failure
 
     def end(self) -> None:
-        """Wait until all is told, if it has begun."""
-        self._ended = True
-        self._begin.set()
+        """Wait until all is told."""
         self._pool.shutdown()
