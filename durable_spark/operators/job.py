@@ -284,12 +284,12 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                     if self._word_due(context) == self._deadline(context):
                         raise self._deadline_passed("no job is known") from None
                     raise OutageTooLong(f"no job is known: no word for {self.outage_timeout:.0f} s") from None
-                self._fold_in_the_triggers_kill(context)
+                self._fold_in_the_triggers_kill(self._noted(context))
                 return self._conclude(context, self._end_at_deadline(context, job))
         except TaskDeferralError as error:
             with translated():
                 self._load(context)
-                if self._fold_in_the_triggers_kill(context):
+                if self._fold_in_the_triggers_kill(self._noted(context)):
                     self._save(context, self._recorded)
             raise TaskDeferralError(f"{error}{self._leftover(context, error)}") from error
 
@@ -1037,10 +1037,10 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             raise AirflowException("The trigger's event is about an earlier submission of this task")
         self._record = record.moved_to(event.job)
         if event.kind in ("lost", "timeout") and not event.confirmed:
-            killed = self._fold_in_the_triggers_kill(context)
-            if event.kind == "lost" and not killed:
-                # Airflow may have had no answer for the trigger that was to read what the one before it had seen.
-                event = self._noted(context, "succeeded", "killed") or event
+            noted = self._noted(context)
+            killed = self._fold_in_the_triggers_kill(noted)
+            if event.kind == "lost" and not killed and noted is not None and noted.kind in ("succeeded", "killed"):
+                event = noted  # Airflow had no answer, maybe, for the trigger that was to read what one before had seen
         if event.kind == "timeout":
             return self._conclude(
                 context,
@@ -1063,30 +1063,26 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return status
         return dataclasses.replace(status, state=JobState.KILLED, message="killed by this task, in this try or before")
 
-    def _fold_in_the_triggers_kill(self, context: Context) -> bool:
-        """Take over into the record that this try's trigger has sent a kill. Whether it has."""
+    def _fold_in_the_triggers_kill(self, noted: JobEvent | None) -> bool:
+        """Take over into the record that this try's trigger has sent a kill, if it has noted one. Whether it has."""
         record = self._record
         if record is None or record.verdict is not None:
             return False
-        noted = self._noted(context)
         if noted is None or not (noted.confirmed or noted.kind == "failed"):
             return False
         self._record = dataclasses.replace(record, killing=True, unanswered=False)
         return True
 
-    def _noted(self, context: Context, *kinds: str) -> JobEvent | None:
-        """
-        Return the event that a trigger of this try has noted of the record's job, if there is one.
-
-        :param kinds: those that are asked for, all if none is named.
-        """
+    def _noted(self, context: Context) -> JobEvent | None:
+        """Return the event that a trigger of this try has noted of the record's job, if there is one."""
         from durable_spark.triggers.job import NOTE_XCOM_KEY, noted_end
 
-        record = self._recorded
-        noted = noted_end(_pull(context, NOTE_XCOM_KEY), ti_id=str(context["ti"].id))
-        if noted is None or (noted.job, noted.token) != (record.job, record.submission.token):
+        record = self._record
+        if record is None:
             return None
-        return noted if not kinds or noted.kind in kinds else None
+        noted = noted_end(_pull(context, NOTE_XCOM_KEY), ti_id=str(context["ti"].id))
+        of_the_record = noted is not None and (noted.job, noted.token) == (record.job, record.submission.token)
+        return noted if of_the_record else None
 
     def _job_of_this_try(self, context: Context) -> JobRef | None:
         if self._record is not None:
