@@ -17,7 +17,6 @@ the master listens.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -35,6 +34,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dev.cache import cached, in_cache
 from dev.processes import Server, Startable, ToolMissing, free_port, wait_until
 
 if TYPE_CHECKING:
@@ -117,13 +117,10 @@ def ensure_spark(version: str = SPARK_VERSION) -> Spark:
     :raises ToolMissing: when there is no fitting Java, or no ``uv``.
     """
     java_home()
-    cache = Path(
-        os.environ.get("DURABLE_SPARK_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "durable-spark"
-    )
-    directory = cache / f"spark-{version}-py{sys.version_info.major}{sys.version_info.minor}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
+    directory = in_cache(f"spark-{version}-py{sys.version_info.major}{sys.version_info.minor}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not _usable(directory):
             _install(version, directory)
     return Spark(version, _home_in(directory), directory / "bin" / "python")
@@ -146,44 +143,36 @@ def archived_classes(spark: Spark) -> str:
     A JVM that finds the archive not to fit it does without, and says nothing.
     """
     java = f"{java_home()}/bin/java"
-    build = subprocess.run([java, "-Xinternalversion"], capture_output=True, check=True, timeout=60).stdout
-    directory = spark.python.parents[1]
-    archive = directory / f"classes-{hashlib.sha256(build).hexdigest()[:16]}.jsa"
     quiet = ("-Xlog:disable", "-Xlog:all=error:stderr")
-    with _locked(directory):
+    # Its class path is as the launcher makes it: an archive is good for those that begin with this one.
+    (logging,) = (spark.home / "jars").glob("slf4j-api-*.jar")
+    build = subprocess.run([java, "-Xinternalversion"], capture_output=True, check=True, timeout=60).stdout
+    key = hashlib.sha256(build + f"{logging} {logging.stat().st_mtime_ns}".encode()).hexdigest()[:8]
+
+    def fill(directory: Path) -> None:
+        directory.mkdir()
+        application, archive = directory / "Application.java", directory / "classes.jsa"
+        application.write_text(_SLEEPING)
+        compiled = ("org.codehaus.janino.SimpleCompiler", str(application), "Application")
+        done = subprocess.run(
+            [
+                *(java, *SMALL_JVM.split(), *quiet, f"-XX:ArchiveClassesAtExit={archive}"),
+                "--add-modules=jdk.incubator.vector",  # as the launcher has it, too
+                *("-cp", f"{logging}:{spark.home}/jars/*", "org.apache.spark.deploy.worker.DriverWrapper"),
+                *("spark://Worker@127.0.0.1:9", str(application), *compiled),
+            ],
+            env=spark.environment(),
+            cwd=directory,
+            capture_output=True,
+            check=False,  # there is no such worker
+            text=True,
+            timeout=120,
+        )
         if not archive.exists():
-            new = archive.with_suffix(".new")
-            # Its class path is as the launcher makes it: an archive is good for those that begin with this one.
-            (logging,) = (spark.home / "jars").glob("slf4j-api-*.jar")
-            with tempfile.TemporaryDirectory() as scratch:
-                application = Path(scratch, "Application.java")
-                application.write_text(_SLEEPING)
-                compiled = ("org.codehaus.janino.SimpleCompiler", str(application), "Application")
-                done = subprocess.run(
-                    [
-                        *(java, *SMALL_JVM.split(), *quiet, f"-XX:ArchiveClassesAtExit={new}"),
-                        "--add-modules=jdk.incubator.vector",  # as the launcher has it, too
-                        *("-cp", f"{logging}:{spark.home}/jars/*", "org.apache.spark.deploy.worker.DriverWrapper"),
-                        *("spark://Worker@127.0.0.1:9", str(application), *compiled),
-                    ],
-                    env=spark.environment(),
-                    cwd=scratch,
-                    capture_output=True,
-                    check=False,  # there is no such worker
-                    text=True,
-                    timeout=120,
-                )
-            if not new.exists():
-                raise RuntimeError(f"a JVM made no archive of its classes:\n{done.stdout}{done.stderr}"[-4000:])
-            new.rename(archive)
+            raise RuntimeError(f"a JVM made no archive of its classes:\n{done.stdout}{done.stderr}"[-4000:])
+
+    archive = cached(f"spark-{spark.version}-classes-{key}", fill) / "classes.jsa"
     return " ".join([f"-XX:SharedArchiveFile={archive}", *quiet])
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    with directory.with_name(f"{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _home_in(environment: Path) -> Path:

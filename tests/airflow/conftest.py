@@ -612,7 +612,7 @@ def told_elsewhere(
 @pytest.fixture(autouse=True)
 def beside(request: pytest.FixtureRequest) -> None:
     """Have tests on a stage of their own told beside those that are not told side by side."""
-    if turn_of(request.node) >= Turn.IN_ACTS:
+    if turn_of(request.node) > Turn.IN_ACTS:
         request.getfixturevalue("told_elsewhere")
 
 
