@@ -41,8 +41,12 @@ from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers.job import SubmissionTrigger
 
 
-class Died(BaseException):
-    """The process was killed here."""
+class Died(SystemExit):
+    """
+    The process was killed here.
+
+    Asyncio keeps what else a signal's handler raises in a callback of its loop.
+    """
 
 
 @dataclasses.dataclass
