@@ -445,7 +445,7 @@ def stage(
                         **IMPATIENT["scheduler"],
                         "task_instance_heartbeat_timeout": 60,
                         # There are two of them, which took a sixth of the machine to look whether there is something.
-                        "scheduler_idle_sleep_time": 1,
+                        "scheduler_idle_sleep_time": 2,
                         "trigger_timeout_check_interval": 2,
                         "task_instance_heartbeat_timeout_detection_interval": 4,
                     },
@@ -575,7 +575,13 @@ def told_in_acts(request: pytest.FixtureRequest, stage: Stage) -> InActs:
         with runs_of(stage) as trigger:
             yield from story(stage, trigger)
 
-    return InActs(request.session.items, tell, stage.without_triggerers)
+    @contextlib.contextmanager
+    def second_act() -> Iterator[None]:
+        with stage.without_triggerers():
+            request.getfixturevalue("told_elsewhere")  # begins now
+            yield
+
+    return InActs(request.session.items, tell, second_act)
 
 
 @pytest.fixture(scope="session")
@@ -611,7 +617,7 @@ def told_elsewhere(
 
 @pytest.fixture(autouse=True)
 def beside(request: pytest.FixtureRequest) -> None:
-    """Have tests on a stage of their own told beside those that are not told side by side."""
+    """Have tests on a stage of their own told beside those that are not told side by side, if no act was before."""
     if turn_of(request.node) > Turn.IN_ACTS:
         request.getfixturevalue("told_elsewhere")
 

@@ -7,8 +7,9 @@ from tests.clusters import CLUSTERS
 __all__ = ["MEMORY", "SUBMITTING", "mark_of"]
 
 SUBMITTING = [
-    *((story, cluster) for story in ("active", "failed", "marked", "taken") for cluster in CLUSTERS),
+    *((story, cluster) for story in ("active", "marked", "taken") for cluster in CLUSTERS),
     ("succeeded", "kubernetes"),
+    ("failed", "kubernetes"),
     ("given", "kubernetes"),
 ]
 """The stories of ``spark-submit``, and on which cluster; a Dag file for each."""
@@ -19,12 +20,12 @@ _DAGS_OF_DRIVERS = [
     "life",
     *(
         f"life_{way}"
-        for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked", "tested", "followed")
+        for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked", "followed")
     ),
     *(f"lost_driver{what}" for what in ("", "_seen", "_again")),
     "other_standalone",
     "time_standalone",
-    *(f"retry_{case}" for case in ("active", "succeeded", "failed", "unsent", "sent", "unstored", "resuming")),
+    *(f"retry_{case}" for case in ("active", "succeeded", "failed", "sent")),
     *(f"submit_{story}_standalone" for story, cluster in SUBMITTING if cluster == "standalone"),
 ]
 MEMORY = {"durable_spark_example": 512, **{dag: 140 + number for number, dag in enumerate(_DAGS_OF_DRIVERS)}}

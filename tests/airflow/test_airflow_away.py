@@ -1,62 +1,21 @@
-"""
-Airflow itself is away for a while, or does not keep what it keeps by default.
-
-An Airflow of its own, because these tests take away what all others need: one scheduler, one triggerer.
-"""
+"""Airflow itself is away for a while, or does not keep what it keeps by default."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dev.airflow import IMPATIENT, Airflow
-from dev.postgres import Postgres
-from dev.processes import free_port
-from dev.proxy import Proxy
-from tests.airflow.conftest import ENDED, LAST_LOOK, PRELOADED, PodStage, Run, Stage
+from tests.airflow.conftest import ENDED, LAST_LOOK, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import one_after_the_other
 from tests.airflow.test_outages import after
-from tests.airflow.together import alone
+from tests.airflow.together import last_of_all
 
-if TYPE_CHECKING:
-    from dev.kubernetes import KubernetesCluster
-
-DAGS = Path(__file__).with_name("dags") / "away.py"
 STORE = r"/execution/store/"
 
 
-@contextlib.contextmanager
-def own_stage(kubernetes: KubernetesCluster, dags: Path) -> Iterator[PodStage]:
-    """Open the stage of this module."""
-    (dags / DAGS.name).symlink_to(DAGS)
-    port = free_port()
-    connection = kubernetes.connection()
-    with (
-        Proxy(f"http://127.0.0.1:{port}") as execution_api,
-        Postgres() as postgres,
-        Airflow(
-            dags,
-            port=port,
-            database=postgres.url,
-            execution_api=execution_api.url,
-            connections={"kubernetes": json.dumps({**connection, "extra": json.dumps(connection["extra"])})},
-            config={
-                **IMPATIENT,
-                "scheduler": {**IMPATIENT["scheduler"], "task_instance_heartbeat_timeout": 60},
-                "triggerer": {**IMPATIENT["triggerer"], "triggerer_health_check_threshold": 10},
-            },
-            preload=PRELOADED,
-        ) as airflow,
-    ):
-        yield PodStage(airflow, execution_api, kubernetes, postgres)
-
-
-@alone
+@last_of_all
 def test_a_minute_without_airflow(stage: Stage, run: Callable[..., Run]) -> None:
     """First without its database, for a while without both, then without its API server. What dies is started again."""
     airflow = stage.airflow
@@ -120,7 +79,7 @@ def test_a_minute_without_airflow(stage: Stage, run: Callable[..., Run]) -> None
         assert job.store()["durable_spark"]["verdict"] is not None
 
 
-@alone
+@last_of_all
 def test_a_store_that_is_cleared_on_success(stage: Stage, run: Callable[..., Run]) -> None:
     """The record is there as long as it is needed, and a task that succeeded runs again without."""
     with api_server_with(stage, AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS="True"):

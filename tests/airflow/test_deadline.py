@@ -196,9 +196,9 @@ def test_over_the_death_of_all_triggerers(stage: Stage, run: Callable[..., Run])
     yield
     began = away.ti.start
     assert began is not None
-    wait_until(lambda: now() > began + timedelta(seconds=92), 120, "the deadline", interval=0.5)
+    wait_until(lambda: now() > began + timedelta(seconds=62), 120, "the deadline", interval=0.5)
     assert [lives_of(job)[0].killed for job in (away, moved)] == [None, None]
     yield
-    for job, after in ((away, 90), (moved, 120)):
+    for job, after in ((away, 60), (moved, 105)):
         job.wait("failed", deadline=120)
         timed_out(job, *one_after_the_other(job, 1), after=after, late=90)

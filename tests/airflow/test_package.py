@@ -1,4 +1,4 @@
-"""What Airflow sees of the package: the provider, its example Dag, a Dag that is run without a scheduler."""
+"""What Airflow sees of the package: the provider, its connection, its example Dag."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from durable_spark.hooks.form import CONN_FIELDS
 from tests.airflow.conftest import ENDED, Run, Stage
-from tests.airflow.marks import MEMORY
 from tests.airflow.together import together
 
 PI = Path(__file__).parents[2] / "dev" / "apps" / "pi.py"
@@ -47,12 +46,3 @@ def test_the_example_dag_runs_pyspark(stage: Stage, run: Callable[..., Run]) -> 
     life.wait(*ENDED, deadline=180)
     assert life.ti.state == "success", life.logs()
     assert [d.state for d in life.drivers()] == ["FINISHED"]
-
-
-@together
-def test_dag_test_needs_no_triggerer(stage: Stage, run: Callable[..., Run]) -> None:
-    before = {driver.id for driver in stage.cluster.drivers()}
-    file = ("-B", "dags-folder", "-f", str(stage.dags / "life.py"))
-    stage.airflow.airflow("dags", "test", "life_tested", *file, "--conf", json.dumps({"seconds": "0"}), timeout=180)
-    drivers = [d for d in stage.cluster.drivers() if d.id not in before and d.memory == MEMORY["life_tested"]]
-    assert [d.state for d in drivers] == ["FINISHED"]

@@ -13,12 +13,10 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from dev.airflow import parse_time
 from dev.processes import Server, wait_until
 from tests.airflow.conftest import ENDED, Run, Stage, runs_of
 from tests.airflow.gates import open_gate
@@ -34,11 +32,13 @@ STAYING = ("moved", "moved_items")
 DAGS = (*STAYING, "moved_ended", "moved_unseen", "moved_marked", "moved_cleared", "moved_retried", "moved_unreached")
 
 
-def time_since(text: str) -> float:
-    """Return the seconds since a time of the REST API."""
-    time = parse_time(text)
-    assert time is not None
-    return (datetime.now(timezone.utc) - time).total_seconds()
+class Triggerer(NamedTuple):
+    """One that is at work, as the database has it."""
+
+    job: int
+    name: str
+    silent: float
+    """Seconds since its last heartbeat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,27 +103,26 @@ class Jobs:
     def triggerer(self) -> int:
         """Return the number of the triggerer that follows them all, once one does."""
 
-        def having() -> dict[str, Any] | None:
-            triggerers = {str(each): each for each in self._triggerers().values()}
+        def having() -> Triggerer | None:
+            triggerers = {each and each.job: each for each in self._triggerers().values()}
             one = triggerers.popitem()[1]
-            if triggerers or one is None or time_since(one["latest_heartbeat"]) > FRESH:
+            if triggerers or one is None or one.silent > FRESH:
                 return None
-            its_file = f".trigger.{one['id']}.log"
+            its_file = f".trigger.{one.job}.log"
             return one if all(any(its_file in name for name in job.log) for job in self.deferred) else None
 
-        name = wait_until(having, 60, "one triggerer to follow all jobs", interval=0.7)["hostname"]
+        name = wait_until(having, 60, "one triggerer to follow all jobs", interval=0.7).name
         return [triggerer.name for triggerer in self.stage.airflow.triggerers].index(name)
 
-    def _triggerers(self) -> dict[tuple[str, int], dict[str, Any] | None]:
-        """Return who has the trigger of each task that is deferred: by one request, because it is asked for often."""
-        found = self.stage.airflow.api(
-            "GET", "/dags/~/dagRuns/~/taskInstances", params={"state": "deferred", "limit": 500}
+    def _triggerers(self) -> dict[tuple[str, int], Triggerer | None]:
+        """Return who has the trigger of each task that is deferred: from the database, because it is asked often."""
+        found = self.stage.postgres.query(
+            "SELECT run_id, map_index, job.id, hostname, extract(epoch FROM now() - latest_heartbeat) "
+            "FROM task_instance LEFT JOIN trigger ON trigger_id = trigger.id LEFT JOIN job ON triggerer_id = job.id "
+            "WHERE task_instance.state = 'deferred' AND task_instance.dag_id = ANY(%(dags)s)",
+            dags=list(DAGS),
         )
-        return {
-            (ti["dag_run_id"], ti["map_index"]): ti["triggerer_job"]
-            for ti in found["task_instances"]
-            if ti["dag_id"] in DAGS
-        }
+        return {(run, index): Triggerer(*job) if job[0] is not None else None for run, index, *job in found}
 
     @contextlib.contextmanager
     def moving(self, jobs: Sequence[Followed], number: int) -> Iterator[None]:
@@ -134,7 +133,7 @@ class Jobs:
 
         def moved() -> bool:
             triggerers = self._triggerers()
-            return all((triggerers.get(each) or {}).get("hostname") == server.name for each in names)
+            return all((its := triggerers.get(each)) and its.name == server.name for each in names)
 
         def taken_up() -> bool:
             return all(job.times_taken_up() > times for job, times in zip(jobs, before, strict=True))

@@ -10,9 +10,11 @@ Those that need the same process to be dead for a while are told in three acts, 
 that take away what others need, but not each other, come after them, see :func:`fatal`.
 
 A module whose tests need another Airflow has an ``own_stage``, a function of a Kubernetes cluster of its own and a
-folder that gives a context manager. Its tests are told in a thread, from the end of the acts on: while tests on the
-stage of all others kill one process after the other, half of the machine is idle.
-Those marked with :func:`alone` come when the others of the module have been told, one after the other.
+folder that gives a context manager. Its tests are told in a thread, from the second act on: then there is no
+triggerer, and the time for which there is none is waited for. Those marked with :func:`alone` come when the others of
+the module have been told, one after the other.
+
+What takes away Airflow itself comes at the very end, see :func:`last_of_all`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ __all__ = [
     "fatal",
     "from_the_start",
     "has_own_stage",
+    "last_of_all",
     "together",
     "turn_of",
     "without_triggerers",
@@ -58,8 +61,9 @@ class Turn(enum.IntEnum):
     FATAL = enum.auto()
     PLAIN = enum.auto()
     """No story: it begins when the one before it has ended."""
+    LAST = enum.auto()
     ELSEWHERE = enum.auto()
-    """On a stage of its own, beside what comes after the acts."""
+    """On a stage of its own, beside what comes after the first act."""
 
 
 _FIXTURES = {Turn.IN_ACTS: "told_in_acts", Turn.FATAL: "told_at_last"}
@@ -83,6 +87,12 @@ def alone(story: Story) -> Callable[..., None]:
 def fatal(story: Story) -> Callable[..., None]:
     """Do as :func:`together` does for a story that takes away what all need but those which come at the same time."""
     return _test_of(story, Turn.FATAL)
+
+
+def last_of_all(test: Callable[..., None]) -> Callable[..., None]:
+    """Have a test that is no story come after all others: for a while it leaves nothing of Airflow."""
+    vars(test)["turn"] = Turn.LAST
+    return test
 
 
 def without_triggerers(story: StoryInActs) -> Callable[..., None]:

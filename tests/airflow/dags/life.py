@@ -21,14 +21,13 @@ def dag_of_one_job(dag_id: str, **arguments: Any) -> None:
         SparkJobOperator(task_id="job", **{**job, "driver_memory": mark_of(dag_id), **arguments})
 
 
-for name in ("life", "life_tested"):
-    dag_of_one_job(name)
 for name in ("life_short", "life_failing"):
     dag_of_one_job(name, retries=0)
 for name in ("life_blocking", "life_blocking_marked"):
     dag_of_one_job(name, deferrable=False)
-for name in ("life_marked", "retry_unsent", "retry_sent"):
+for name in ("life_marked", "retry_sent"):
     dag_of_one_job(name, conn_id="spark_proxied")
-for name in ("life_deferred", "retry_active", "retry_succeeded", "retry_failed", "retry_unstored", "retry_resuming"):
+for name in ("life", "life_deferred", "retry_active", "retry_succeeded"):
     dag_of_one_job(name)
+dag_of_one_job("retry_failed", retries=1)
 dag_of_driver("life_followed")

@@ -75,8 +75,8 @@ dag_of_one("time_waiting", execution_timeout=SOON, retries=0, deferrable=False)
 dag_of_one("time_same", execution_timeout=SOON, retries=0, conn_id="kubernetes_proxied")
 dag_of_one("time_kept", execution_timeout=SOON, retries=0, on_timeout="keep")
 dag_of_one("time_retried", execution_timeout=SOON, retries=1)
-dag_of_one("time_away", execution_timeout=timedelta(seconds=90), retries=0)
-dag_of_one("time_moved", execution_timeout=timedelta(seconds=120), retries=0)
+dag_of_one("time_away", execution_timeout=timedelta(seconds=60), retries=0)
+dag_of_one("time_moved", execution_timeout=timedelta(seconds=105), retries=0)
 for name in ("time_run", "time_run_waiting"):
     with dag_of(name, dagrun_timeout=SOON):
         pod(deferrable=name == "time_run")
