@@ -24,7 +24,7 @@ from tests.airflow.test_person import (
     runs_anew,
     wait_for_kill,
 )
-from tests.airflow.together import begins_last, together, without_triggerers
+from tests.airflow.together import begins_last, from_the_start, together, without_triggerers
 
 NO_RETRY = "retries=0: there is no try in which the job of a dead worker could be found again"
 LATE = 60.0
@@ -159,7 +159,7 @@ def test_no_retry_and_a_clear_that_follows_the_job_on(stage: Stage, run: Callabl
     assert job.log().count(NO_RETRY) == 1
 
 
-@together
+@from_the_start
 def test_the_last_try_gives_up_and_a_clear_finds_the_cluster_away(stage: Stage, run: Callable[..., Run]) -> None:
     """Nothing is killed at the end of the last try, and nothing submitted before the old job is seen dead."""
     job = run("last_away")

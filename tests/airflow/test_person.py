@@ -21,7 +21,7 @@ from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.elsewhere import run_elsewhere
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import lives_of, now, one_after_the_other
-from tests.airflow.together import together
+from tests.airflow.together import from_the_start, together
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -390,7 +390,7 @@ def is_kept(job: Run) -> None:
     assert life.killed is None
 
 
-@together
+@from_the_start
 def test_paused_nothing_is_killed(stage: Stage, run: Callable[..., Run]) -> None:
     """While it submits, while it is deferred, and when its job ends. It goes on when the Dag does."""
     with sending(stage, "paused") as held:

@@ -117,7 +117,7 @@ class Jobs:
     def _triggerers(self) -> dict[tuple[str, int], Triggerer | None]:
         """Return who has the trigger of each task that is deferred: from the database, because it is asked often."""
         found = self.stage.postgres.query(
-            "SELECT run_id, map_index, job.id, hostname, extract(epoch FROM now() - latest_heartbeat) "
+            "SELECT run_id, map_index, job.id, job.hostname, extract(epoch FROM now() - latest_heartbeat) "
             "FROM task_instance LEFT JOIN trigger ON trigger_id = trigger.id LEFT JOIN job ON triggerer_id = job.id "
             "WHERE task_instance.state = 'deferred' AND task_instance.dag_id = ANY(%(dags)s)",
             dags=list(DAGS),

@@ -46,7 +46,7 @@ __all__ = [
     "without_triggerers",
 ]
 
-AT_ONCE = 6
+AT_ONCE = 7
 Story = Callable[..., None]
 StoryInActs = Callable[..., Iterator[None]]
 S = TypeVar("S")
@@ -75,7 +75,7 @@ def together(story: Story) -> Callable[..., None]:
 
 
 def from_the_start(story: Story) -> Callable[..., None]:
-    """Do as :func:`together` does for a story of minutes, which begins before the others."""
+    """Do as :func:`together` does for a story that takes longer, which begins before the others."""
     return _test_of(story, Turn.LONG)
 
 
