@@ -18,10 +18,7 @@ _DAGS_OF_DRIVERS = [
     "late_driver",
     "late_request",
     "life",
-    *(
-        f"life_{way}"
-        for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked", "followed")
-    ),
+    *(f"life_{way}" for way in ("deferred", "short", "failing", "blocking", "blocking_marked", "marked", "followed")),
     *(f"lost_driver{what}" for what in ("", "_seen", "_again")),
     "other_standalone",
     "time_standalone",
