@@ -36,8 +36,10 @@ def test_still_active_is_followed_on(stage: Stage, run: Callable[..., Run]) -> N
 
 @together
 def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) -> None:
-    script = "sleep 1; echo succeeded"
+    gate = stage.airflow.home / "process-succeeded"
+    script = f"until [ -e {gate} ]; do sleep 0.3; done"
     with stage.killed_before_it_defers(run, DAG, task="sleep", script=script) as life:
+        gate.touch()
         wait_for_end(stage, script, "succeeded")
     life.wait(*ENDED)
     assert (life.ti.state, life.ti.try_number) == ("success", 2)
@@ -46,8 +48,10 @@ def test_already_succeeded_is_the_result(stage: Stage, run: Callable[..., Run]) 
 
 @together
 def test_failed_is_submitted_again(stage: Stage, run: Callable[..., Run]) -> None:
-    script = "sleep 1; exit 3"
+    gate = stage.airflow.home / "process-failed"
+    script = f"until [ -e {gate} ]; do sleep 0.3; done; exit 3"
     with stage.killed_before_it_defers(run, DAG, task="sleep", script=script) as life:
+        gate.touch()
         wait_for_end(stage, script, "failed")
     life.wait(*ENDED)
     assert life.ti.state == "failed"
