@@ -15,7 +15,7 @@ from dev.processes import wait_until
 from tests.airflow.conftest import ENDED, SUBMIT_DAG, Run, Stage
 from tests.airflow.elsewhere import Elsewhere, clusters_of, run_elsewhere
 from tests.airflow.marks import SUBMITTING
-from tests.airflow.together import from_the_start, together
+from tests.airflow.together import together
 from tests.clusters import Job, change_import, spark_submits
 
 
@@ -112,7 +112,7 @@ def change_operator(stage: Stage, dag: str, *, to_ours: bool) -> None:
 
 
 @on_its_clusters("taken")
-@from_the_start
+@together
 def test_upstreams_task_in_flight_is_taken_up(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     dag = f"submit_taken_{cluster}"
     job = run_elsewhere(stage, run, dag)
@@ -129,7 +129,7 @@ def test_upstreams_task_in_flight_is_taken_up(stage: Stage, run: Callable[..., R
 
 
 @on_its_clusters("given")
-@from_the_start
+@together
 def test_our_task_in_flight_is_taken_up_by_upstream(stage: Stage, run: Callable[..., Run], cluster: str) -> None:
     clusters_of(stage)
     dag = f"submit_given_{cluster}"

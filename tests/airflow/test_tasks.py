@@ -22,7 +22,7 @@ from tests.airflow.conftest import ENDED, Run, Stage
 from tests.airflow.gates import open_gate
 from tests.airflow.lives import lives_of
 from tests.airflow.small_jobs import alive_at_once, shell_pods
-from tests.airflow.together import from_the_start, together
+from tests.airflow.together import together
 
 REGION = Path(__file__).parents[1] / "apps" / "region.py"
 
@@ -241,7 +241,7 @@ def test_a_pool_that_counts_deferred_tasks_holds_jobs_back(stage: Stage, run: Ca
     assert sum(life.created < first.created for life in lives_of(counting)) <= 1, "it has a slot before the others"
 
 
-@from_the_start
+@together
 def test_the_example_of_a_pool(stage: Stage, run: Callable[..., Run]) -> None:
     connection = stage.pod_cluster.connection()
     body = {**connection, "connection_id": "spark_kubernetes", "extra": json.dumps(connection["extra"])}

@@ -46,7 +46,7 @@ __all__ = [
     "without_triggerers",
 ]
 
-AT_ONCE = 7
+AT_ONCE = 6
 Story = Callable[..., None]
 StoryInActs = Callable[..., Iterator[None]]
 S = TypeVar("S")
