@@ -1,0 +1,247 @@
+"""
+The process that is measured: Airflow's own ``TriggerRunner``, with triggers given to it as its supervisor gives them.
+
+``python -m benchmarks.triggerer`` reads from its standard input what to follow, and writes what it measured to its
+standard output. What the supervisor does, in another process, is not in it: the floor, of triggers that do nothing, is
+measured in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from airflow.executors.workloads.task import TaskInstanceDTO
+from airflow.executors.workloads.trigger import RunTrigger
+from airflow.jobs.triggerer_job_runner import TriggerEventEntry, TriggerRunner
+from airflow.models.trigger import Trigger
+from airflow.sdk.log import configure_logging
+
+from benchmarks import peers
+from durable_spark.jobs import JobRef, JobState, Submission
+from durable_spark.triggers import feed
+from durable_spark.triggers.job import JobTrigger, JobTriggerArguments
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks whether all jobs are known."""
+BEAT = 0.01
+"""Seconds between two beats of the loop that are measured."""
+
+
+class Events(collections.deque[TriggerEventEntry]):
+    """The runner's events, and when each came: by job ID."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: dict[str, float] = {}
+
+    def append(self, entry: TriggerEventEntry) -> None:
+        payload = entry.event.payload
+        if isinstance(payload, dict):
+            self.at[payload["job_id"]] = time.monotonic()
+        super().append(entry)
+
+
+class Runner(TriggerRunner):
+    """Gets its triggers from here."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events = self.came = Events()
+        self.given: list[RunTrigger] = []
+
+    async def init_comms(self) -> None:
+        nothing_to_read = asyncio.create_task(asyncio.Event().wait())
+        self.comms_decoder = SimpleNamespace(_reader_task=nothing_to_read)  # type: ignore[assignment]
+
+    async def sync_state_to_supervisor(self, finished_ids: list[int]) -> None:
+        self.process_trigger_events(finished_ids)
+        given, self.given = self.given, []
+        self.to_create.extend(given)
+
+
+class Measured:
+    """
+    A run.
+
+    :param wanted: what to do, see :func:`benchmarks.waits.measure`.
+    """
+
+    def __init__(self, wanted: dict[str, Any]) -> None:
+        self.wanted = wanted
+        self.runner = Runner()
+        self.lags: list[tuple[float, float]] = []
+        self.numbers = iter(range(1, 1 << 30))
+
+    async def run(self) -> dict[str, Any]:
+        runner = asyncio.create_task(self.runner.arun())  # type: ignore[no-untyped-call]
+        beats = asyncio.create_task(self._beat())
+        async with aiohttp.ClientSession() as session:
+            try:
+                return await self._measure(session)
+            finally:
+                self.runner.stop = True
+                beats.cancel()
+                runner.cancel()
+                await asyncio.gather(beats, runner, return_exceptions=True)
+
+    async def _measure(self, session: aiohttp.ClientSession) -> dict[str, Any]:
+        wanted, control = self.wanted, self.wanted["control"]
+        interval, window = wanted["interval"], wanted["window"]
+        first, *rest = wanted["jobs"]
+        # What is paid once, for the first one.
+        self._give([first, *wanted["beside"][:1]])
+        await self._until(lambda: self._known() >= 1, 60)
+        await asyncio.sleep(1.0)
+        await session.get(f"{control}/-/requests")
+        memory = resident()
+        began, used = time.monotonic(), time.process_time()
+        self._give([*rest, *wanted["beside"][1:]])
+        await self._until(lambda: self._known() >= len(wanted["jobs"]), wanted["patience"])
+        known_after = time.monotonic() - began
+        start_cpu = time.process_time() - used
+        async with session.get(f"{control}/-/requests") as response:
+            start_requests = await response.json()
+        await asyncio.sleep(2 * interval)
+        grown = resident() - memory
+        # Nothing but time: what it costs to go on.
+        async with session.get(f"{control}/-/requests"):
+            pass
+        await session.post(f"{control}/-/changing", params={"rate": str(wanted["rate"])})
+        used, steady = time.process_time(), time.monotonic()
+        await asyncio.sleep(window)
+        cpu = time.process_time() - used
+        steady_end = time.monotonic()
+        async with session.get(f"{control}/-/requests") as response:
+            requests = await response.json()
+        await session.post(f"{control}/-/changing", params={"rate": "0"})
+        await asyncio.sleep(2 * interval)
+        async with session.get(f"{control}/-/changes") as response:
+            changes = await response.json()
+        came = self.runner.came.at
+        in_window = [lag for at, lag in self.lags if steady <= at <= steady_end]
+        return {
+            "known_after": known_after,
+            "all_known": self._known() >= len(wanted["jobs"]) - len(changes),
+            "start_cpu": start_cpu,
+            "start_requests": start_requests,
+            "memory": grown,
+            "cpu": cpu / (steady_end - steady),
+            "intervals": (steady_end - steady) / interval,
+            "requests": requests,
+            "changes": len(changes),
+            "latencies": sorted(came[job_id] - at for job_id, at in changes if job_id in came),
+            "lag_p99": sorted(in_window)[int(0.99 * len(in_window))],
+            "lag_max": max(lag for at, lag in self.lags if at >= began),
+        }
+
+    async def _beat(self) -> None:
+        while True:
+            at = time.monotonic()
+            await asyncio.sleep(BEAT)
+            self.lags.append((at, time.monotonic() - at - BEAT))
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not condition() and time.monotonic() < until:  # noqa: ASYNC110 nothing announces it
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _known(self) -> int:
+        if self.wanted["kind"] != "ours":
+            return len(peers.known)
+        of = tuple(self.wanted["cluster"])
+        feeds = feed._feeds.get(asyncio.get_running_loop(), {})
+        return sum(
+            subscription.status is not None and subscription.status.state is not JobState.UNKNOWN
+            for each in list(feeds.values())
+            if each.key.cluster == of
+            for group in each._subscriptions.values()
+            for subscription in group
+        )
+
+    def _give(self, jobs: list[list[str]]) -> None:
+        self.runner.given += [self._workload(*job) for job in jobs]
+
+    def _workload(self, job_id: str, uid: str, token: str, path: str, conn_id: str) -> RunTrigger:
+        wanted, number = self.wanted, next(self.numbers)
+        ti_id = uuid.uuid4()
+        trigger: Any
+        if wanted["kind"] == "ours":
+            arguments = JobTriggerArguments(
+                hook=wanted["hooks"][conn_id],
+                conn_id=conn_id,
+                cluster=tuple(wanted["clusters"][conn_id]),
+                job=JobRef(job_id, uid),
+                submission=Submission(token=token, owner="0" * 64),
+                dag_id="benchmark",
+                run_id="manual__2026-11-27T00:00:00+00:00",
+                task_id="job",
+                map_index=number,
+                ti_id=str(ti_id),
+                interval=wanted["interval"],
+                deadline=time.time() + 86400,
+            )
+            trigger = JobTrigger(arguments.to_json())
+        elif wanted["kind"] == "nothing":
+            trigger = peers.Nothing(job_id)
+        else:
+            url = wanted["control"] + path
+            trigger = peers.Polling(job_id, url, wanted["interval"], shared=wanted["kind"] == "shared session")
+        class_path, kwargs = trigger.serialize()
+        ti = TaskInstanceDTO.model_construct(
+            id=ti_id,
+            dag_version_id=ti_id,
+            task_id="job",
+            dag_id="benchmark",
+            run_id="manual__2026-11-27T00:00:00+00:00",
+            try_number=1,
+            map_index=number,
+            pool_slots=1,
+            queue="default",
+            priority_weight=1,
+        )
+        return RunTrigger(id=number, classpath=class_path, encrypted_kwargs=Trigger.encrypt_kwargs(kwargs), ti=ti)
+
+
+def resident() -> int:
+    """Return the bytes that this process has in memory, without what is only waiting to be given back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Write logs as the triggerer does, to nobody."""
+    with open(os.devnull, "wb") as nobody:
+        configure_logging(json_output=True, output=nobody)
+        yield
+
+
+def main() -> None:
+    wanted = json.load(sys.stdin)
+    for conn_id, connection in wanted["connections"].items():
+        os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(
+            {**connection, "extra": json.dumps(connection["extra"])}
+        )
+    with quiet():
+        result = asyncio.run(Measured(wanted).run())
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
