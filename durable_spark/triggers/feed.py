@@ -168,6 +168,7 @@ class Feed:
 
     async def pause(self) -> None:
         """Return when the next poll is due: the shortest interval asked for, sooner when somebody new has come."""
+        self._gauge()  # not at each leave: when thousands leave at once, that is what takes their time
         started = time.monotonic()
         wanted = {s.interval for group in self._subscriptions.values() for s in group}
         interval = min((self._interval if each is None else each for each in wanted), default=self._interval)
@@ -199,8 +200,8 @@ class Feed:
             group.discard(subscription)
             if not group and self._subscriptions.get(job) is group:
                 del self._subscriptions[job]
-            self._gauge()
             if not self._subscriptions:
+                self._gauge()
                 await self._stop()
 
     # The stream
@@ -248,6 +249,7 @@ class Feed:
             failures = 1 if heard else failures + 1
             _metrics.count("poll_errors", {"conn_id": self.key.conn_id, "error": type(error).__name__})
             self._publish_outage(error)
+            self._gauge()
             await asyncio.sleep(self._backoff(failures, error))
 
     async def _expect_same_cluster(self, hook: JobHook) -> None:

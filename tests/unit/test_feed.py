@@ -317,7 +317,7 @@ class TestMetrics:
             await state(first)
             async with join(KEY, JobRef("other"), make_hook=lambda: hook("here"), interval=INTERVAL) as second:
                 await state(second)
-            assert followed() == [1, 2, 1]
+            await wait_until_async(lambda: asyncio.sleep(0, followed() == [1, 2, 1]), 5, "the gauge to fall")
         assert followed() == [1, 2, 1, 0]
         assert {(name, str(tags)) for name, _, tags in told} == {
             ("durable_spark.followed_jobs", "{'conn_id': 'here', 'hostname': 'host.example'}"),
