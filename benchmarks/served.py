@@ -133,10 +133,9 @@ class Standalone(Served):
             active = [*self.running, *range(len(self.tokens), len(self.rows))]
             text = self.head.replace('"ACTIVE"', ",".join(self.rows[number] for number in active))
             return answer(text.replace('"COMPLETED"', ",".join(self.rows[number] for number in self.ended)).encode())
-        name = request.path.rpartition("/")[2]
-        states = {self.entries[number]["id"]: self.entries[number]["state"] for number in self.ended}
-        told = recorded_json("status-finished.json")
-        return answer(compact(told | {"driverState": states.get(name, "RUNNING"), "submissionId": name}).encode())
+        entry = self.entries[int(request.path.rpartition("-")[2])]
+        told = {"driverState": entry["state"], "submissionId": entry["id"]}
+        return answer(compact(recorded_json("status-finished.json") | told).encode())
 
 
 class Yarn(Served):

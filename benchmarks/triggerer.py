@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,38 +99,39 @@ class Measured:
                 await asyncio.gather(beats, runner, return_exceptions=True)
 
     async def _measure(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        wanted, control = self.wanted, self.wanted["control"]
+        wanted = self.wanted
+
+        async def control(what: str, method: str = "GET") -> Any:
+            async with session.request(method, f"{wanted['control']}/-/{what}") as response:
+                return await response.json()
+
         interval, window = wanted["interval"], wanted["window"]
         first, *rest = wanted["jobs"]
         # What is paid once, for the first one.
         self._give([first, *wanted["beside"][:1]])
         await self._until(lambda: self._known() >= 1, 60)
         await asyncio.sleep(1.0)
-        await session.get(f"{control}/-/requests")
+        await control("requests")
         memory = resident()
         began, used = time.monotonic(), time.process_time()
         self._give([*rest, *wanted["beside"][1:]])
         await self._until(lambda: self._known() >= len(wanted["jobs"]), wanted["patience"])
         known_after = time.monotonic() - began
         start_cpu = time.process_time() - used
-        async with session.get(f"{control}/-/requests") as response:
-            start_requests = await response.json()
+        start_requests = await control("requests")
         await asyncio.sleep(2 * interval)
         grown = resident() - memory
         # Nothing but time: what it costs to go on.
-        async with session.get(f"{control}/-/requests"):
-            pass
-        await session.post(f"{control}/-/changing", params={"rate": str(wanted["rate"])})
+        await control("requests")
+        await control(f"changing?rate={wanted['rate']}", "POST")
         used, steady = time.process_time(), time.monotonic()
         await asyncio.sleep(window)
         cpu = time.process_time() - used
         steady_end = time.monotonic()
-        async with session.get(f"{control}/-/requests") as response:
-            requests = await response.json()
-        await session.post(f"{control}/-/changing", params={"rate": "0"})
+        requests = await control("requests")
+        await control("changing?rate=0", "POST")
         await asyncio.sleep(2 * interval)
-        async with session.get(f"{control}/-/changes") as response:
-            changes = await response.json()
+        changes = await control("changes")
         came = self.runner.came.at
         in_window = [lag for at, lag in self.lags if steady <= at <= steady_end]
         return {
@@ -181,7 +182,7 @@ class Measured:
         trigger: Any
         if wanted["kind"] == "ours":
             arguments = JobTriggerArguments(
-                hook=wanted["hooks"][conn_id],
+                hook=wanted["hook"],
                 conn_id=conn_id,
                 cluster=tuple(wanted["clusters"][conn_id]),
                 job=JobRef(job_id, uid),
@@ -224,21 +225,10 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Write logs as the triggerer does, to nobody."""
-    with open(os.devnull, "wb") as nobody:
-        configure_logging(json_output=True, output=nobody)
-        yield
-
-
 def main() -> None:
     wanted = json.load(sys.stdin)
-    for conn_id, connection in wanted["connections"].items():
-        os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(
-            {**connection, "extra": json.dumps(connection["extra"])}
-        )
-    with quiet():
+    with open(os.devnull, "wb") as nobody:
+        configure_logging(json_output=True, output=nobody)  # written as the triggerer does, to nobody
         result = asyncio.run(Measured(wanted).run())
     print(json.dumps(result))
 

@@ -6,7 +6,7 @@ Each run has a cluster in a process of its own (:mod:`benchmarks.served`), and a
 jobs, it is measured for a while what it costs to go on while jobs end. The floor is the same without anything: triggers
 that only wait.
 
-``--clusters``, ``--jobs`` and ``--window`` choose less; only a whole run is written into the docs, with ``--write``.
+``--clusters``, ``--jobs`` and ``--window`` choose less. It prints what it found, and writes nothing into the docs yet.
 """
 
 from __future__ import annotations
@@ -21,19 +21,15 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import publish
+from benchmarks.report import milliseconds
 from dev.processes import Server, free_port, wait_until
 from durable_spark.hooks.job import load_hook_class
 
-HOOKS = {
-    "standalone": "durable_spark.hooks.standalone.StandaloneHook",
-    "yarn": "durable_spark.hooks.yarn.YarnHook",
-    "kubernetes": "durable_spark.hooks.kubernetes.KubernetesHook",
-}
+HOOK = "durable_spark.hooks.spark.SparkHook"
 TITLES = {"standalone": "standalone", "yarn": "YARN", "kubernetes": "Kubernetes"}
 INTERVAL = 5.0
 """Seconds between two polls, of all."""
@@ -48,10 +44,6 @@ PATIENCE = 120.0
 PEERS = ("own session", "shared session")
 PEERS_ON = "kubernetes"
 """Where a poll per trigger is measured: the deferrable operators of today are those of pods."""
-
-# What is to hold at 10,000 jobs.
-CPU, P99, LONGEST, MEMORY, START = 0.03, 0.020, 0.100, 4096, 5.0
-LATENCY = {"kubernetes": (0.05, 0.3), **dict.fromkeys(("standalone", "yarn"), (INTERVAL / 2 + 0.5, INTERVAL + 0.5))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +102,14 @@ def ask(url: str, *, method: str = "GET") -> Any:
         return json.load(told)
 
 
-def names_of(hook: str, conn_id: str, connection: dict[str, Any]) -> list[str]:
-    """Return what a hook calls the cluster of a connection."""
+def connect(conn_id: str, url: str) -> list[str]:
+    """Let this process and those that it starts have the connection to a cluster; return what our hook calls it."""
+    connection = ask(f"{url}/-/connection")
     text = json.dumps({**connection, "extra": json.dumps(connection["extra"])})
     os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = text
 
     async def names() -> list[str]:
-        async with load_hook_class(hook)(conn_id) as it:
+        async with load_hook_class(HOOK)(conn_id) as it:
             return list(await it.cluster())
 
     return asyncio.run(names())
@@ -132,21 +125,23 @@ def measure(
     :param others: jobs on the cluster that are not ours.
     :param beside: whether there is another cluster, which hangs.
     """
-    with served(cluster, jobs, others) as url, served(cluster, BESIDE if beside else 0) as hanging:
-        clusters = {"bench": url, **({"bench_hanging": hanging} if beside else {})}
-        connections = {conn_id: ask(f"{address}/-/connection") for conn_id, address in clusters.items()}
-        names = {conn_id: names_of(HOOKS[cluster], conn_id, each) for conn_id, each in connections.items()}
+    with ExitStack() as stack:
+        url = stack.enter_context(served(cluster, jobs, others))
+        names = {"bench": connect("bench", url)}
+        hanging: list[Any] = []
         if beside:
-            ask(f"{hanging}/-/hang", method="POST")
+            other = stack.enter_context(served(cluster, BESIDE))
+            names["bench_hanging"] = connect("bench_hanging", other)
+            hanging = ask(f"{other}/-/jobs")
+            ask(f"{other}/-/hang", method="POST")
         wanted = {
             "kind": kind,
             "control": url,
-            "connections": connections,
-            "hooks": dict.fromkeys(clusters, HOOKS[cluster]),
+            "hook": HOOK,
             "clusters": names,
             "cluster": names["bench"],
             "jobs": [[*job, "bench"] for job in ask(f"{url}/-/jobs")],
-            "beside": [[*job, "bench_hanging"] for job in ask(f"{hanging}/-/jobs")],
+            "beside": [[*job, "bench_hanging"] for job in hanging],
             "interval": INTERVAL,
             "window": window,
             "rate": RATE,
@@ -196,8 +191,8 @@ def rows(results: Sequence[Result], floors: dict[int, Result]) -> list[str]:
             f"{one.jobs:,}",
             f"{one.requests:,.1f}",
             percent(raw["cpu"] - floor.raw["cpu"]),
-            f"{1000 * (raw['lag_p99'] - floor.raw['lag_p99']):.0f} ms",
-            f"{1000 * (raw['lag_max'] - floor.raw['lag_max']):.0f} ms",
+            milliseconds(raw["lag_p99"] - floor.raw["lag_p99"]),
+            milliseconds(raw["lag_max"] - floor.raw["lag_max"]),
             f"{(raw['memory'] - floor.raw['memory']) / one.jobs / 1024:.1f} KiB",
             *latencies,
             known,
@@ -215,8 +210,8 @@ def floor_rows(floors: dict[int, Result]) -> list[str]:
         cells = [
             f"{jobs:,}",
             percent(raw["cpu"]),
-            f"{1000 * raw['lag_p99']:.0f} ms",
-            f"{1000 * raw['lag_max']:.0f} ms",
+            milliseconds(raw["lag_p99"]),
+            milliseconds(raw["lag_max"]),
             f"{raw['memory'] / jobs / 1024:.1f} KiB",
             f"{raw['known_after']:.1f} s",
         ]
@@ -233,11 +228,10 @@ def name_of(one: Result) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clusters", nargs="*", choices=HOOKS, default=list(HOOKS))
+    parser.add_argument("--clusters", nargs="*", choices=TITLES, default=list(TITLES))
     parser.add_argument("--jobs", nargs="*", type=int, default=list(JOBS))
     parser.add_argument("--window", type=float, default=WINDOW, help="seconds")
     parser.add_argument("--only", choices=["ours", "floor"], help="nothing else")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     options = parser.parse_args()
 
     def run(kind: str, cluster: str, jobs: int, **more: Any) -> Result:
@@ -252,11 +246,7 @@ def main() -> None:
         results += [run("ours", cluster, most, others=OTHERS[cluster]) for cluster in options.clusters]
         results += [run("ours", cluster, most, beside=True) for cluster in options.clusters]
         results += [run(peer, PEERS_ON, jobs) for peer in PEERS for jobs in options.jobs]
-    if options.write:
-        publish("waits", rows(results, floors))
-        publish("waits-floor", floor_rows(floors))
-    else:
-        print("\n".join([*rows(results, floors), "", *floor_rows(floors)]))
+    print("\n".join([*rows(results, floors), "", *floor_rows(floors)]))
 
 
 if __name__ == "__main__":

@@ -164,11 +164,11 @@ class Feed:
     def jobs(self) -> Collection[JobRef]:
         """Return the jobs to follow now."""
         self._newcomer.clear()
+        self._gauge()  # not at each leave: when thousands leave at once, that is what takes their time
         return list(self._subscriptions)
 
     async def pause(self) -> None:
         """Return when the next poll is due: the shortest interval asked for, sooner when somebody new has come."""
-        self._gauge()  # not at each leave: when thousands leave at once, that is what takes their time
         started = time.monotonic()
         wanted = {s.interval for group in self._subscriptions.values() for s in group}
         interval = min((self._interval if each is None else each for each in wanted), default=self._interval)
@@ -239,7 +239,6 @@ class Feed:
                         async for statuses in stream:
                             heard, failures = True, 0
                             self._publish(statuses)
-                            self._gauge()
                 error: Exception = ClusterUnreachable("the status stream ended")
             except DurableJobError as caught:
                 error = caught
