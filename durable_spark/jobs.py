@@ -246,7 +246,7 @@ class JobRef(NamedTuple):
 _NO_LINKS: Mapping[Link, str] = MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:
     """
     What the cluster said of one job, once.
@@ -268,7 +268,7 @@ class JobStatus:
     links: Mapping[Link, str] = dataclasses.field(default_factory=lambda: _NO_LINKS)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
     """
     One intended run of a job, as it is written to the store before anything is sent.
@@ -326,7 +326,7 @@ class Submission:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """
     The job of a submission.
@@ -345,7 +345,7 @@ class Absent:
     """It is proven that no job of the submission exists. Not to be answered on a mere suspicion."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OwnedJob:
     """A job that carries the labels of a deployment, and lives or is kept for its end."""
 

@@ -154,16 +154,17 @@ class Answer:
         self,
         build: Callable[[dict[str, Any]], _T],
         *,
-        element: Callable[[Any], Any] = lambda value: value,
+        element: Callable[[Any, str], Any] = lambda value, _: value,
         within: str = "",
     ) -> _T:
         """
         Return what ``build`` makes of the body as a JSON object, without keeping the event loop waiting.
 
         :param build: is called in a thread when the body is large.
-        :param element: what becomes of each element of the object's arrays, as soon as it is read. Thousands of
-            parsed elements make the garbage collector look at all that the process has, which holds every thread
-            (130 ms in a process that had imported Airflow); those that are let go of at once do not.
+        :param element: what becomes of each element of the object's arrays, as soon as it is read; it is called with
+            the element and the name of its array, where it is parsed. Thousands of parsed elements make the garbage
+            collector look at all that the process has, which holds every thread (130 ms in a process that had
+            imported Airflow); those that are let go of at once do not.
         :param within: a member of the object that is an object itself, whose arrays are meant as well.
         :raises InvalidAnswer: when the body is not a JSON object.
         """
@@ -171,7 +172,7 @@ class Answer:
             return build(self._object(element, within))
         return await asyncio.to_thread(lambda: build(self._object(element, within)))
 
-    def _object(self, element: Callable[[Any], Any], within: str) -> dict[str, Any]:
+    def _object(self, element: Callable[[Any, str], Any], within: str) -> dict[str, Any]:
         try:
             value = _loads_stepwise(self.body.decode(), element, within)
         except (ValueError, RecursionError) as error:
@@ -415,7 +416,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
-def _loads_stepwise(text: str, element: Callable[[Any], Any], within: str = "") -> Any:
+def _loads_stepwise(text: str, element: Callable[[Any, str], Any], within: str = "") -> Any:
     """
     Parse a JSON object, which may be large and this a thread, element by element of its arrays.
 
@@ -430,7 +431,7 @@ def _loads_stepwise(text: str, element: Callable[[Any], Any], within: str = "") 
     return members
 
 
-def _members(text: str, position: int, element: Callable[[Any], Any], within: str) -> tuple[dict[str, Any], int]:
+def _members(text: str, position: int, element: Callable[[Any, str], Any], within: str) -> tuple[dict[str, Any], int]:
     members: dict[str, Any] = {}
     position = _skip(text, position + 1)
     if text[position : position + 1] == "}":
@@ -441,7 +442,7 @@ def _members(text: str, position: int, element: Callable[[Any], Any], within: st
         position = _skip(text, _expect(text, _skip(text, position), ":"))
         begin = text[position : position + 1]
         if begin == "[":
-            members[key], position = _array(text, position, element)
+            members[key], position = _array(text, position, element, key)
         elif begin == "{" and within and key == within:
             members[key], position = _members(text, position, element, "")
         else:
@@ -452,14 +453,14 @@ def _members(text: str, position: int, element: Callable[[Any], Any], within: st
         position = _skip(text, _expect(text, position, ","))
 
 
-def _array(text: str, position: int, element: Callable[[Any], Any]) -> tuple[list[Any], int]:
+def _array(text: str, position: int, element: Callable[[Any, str], Any], name: str) -> tuple[list[Any], int]:
     elements: list[Any] = []
     position = _skip(text, position + 1)
     if text[position : position + 1] == "]":
         return elements, position + 1
     while True:
         value, position = _DECODER.raw_decode(text, position)
-        elements.append(element(value))
+        elements.append(element(value, name))
         del value
         position = _skip(text, position)
         if text[position : position + 1] == "]":

@@ -146,7 +146,7 @@ class Api:
             query = {"labelSelector": selector, "limit": str(PAGE)} | ({"continue": token} if token else {})
             answer = await self.request("GET", _path("pods", namespace), query=query, limit=PAGE_LIMIT, timeout=120.0)
             page, version, token = await (await _expect(answer)).parse(
-                _page, element=lambda value: keep(read_pod(value, namespace=namespace, links=links))
+                _page, element=lambda value, _: keep(read_pod(value, namespace=namespace, links=links))
             )
             kept += page
             if not token:

@@ -46,6 +46,8 @@ BOOKMARK_SECONDS = 90.0
 """The API server sends a bookmark about once a minute: silence for longer means that it hangs."""
 RELIST_SECONDS = 600.0
 """After about as long all is listed anew, in case an event was missed."""
+AT_ONCE = 500
+"""Pods of a list that are taken up in one turn of the event loop."""
 SHORTEST_STREAM = 1.0
 """Seconds between two beginnings of a watch, for a server that ends each at once."""
 
@@ -111,10 +113,11 @@ class Watches:
         pods[name] = dataclasses.replace(status, message=message)
         return pods[name]
 
-    def forget_changes(self) -> None:
-        """Take what has changed up to now as known."""
-        self._changed.clear()
+    def take_changes(self) -> Collection[str]:
+        """Return the IDs of jobs that have changed, each change once."""
+        changed, self._changed = self._changed, set()
         self._news.clear()
+        return changed
 
     async def changes(self, *, until: Awaitable[object]) -> AsyncGenerator[Collection[str], None]:
         """
@@ -128,10 +131,7 @@ class Watches:
                 await _first(self._news.wait(), ending, *self._tasks.values())
                 self._raise_what_failed()
                 if self._changed:
-                    changed = self._changed
-                    self._changed = set()
-                    self._news.clear()
-                    yield changed
+                    yield self.take_changes()
             await ending
         finally:
             ending.cancel()
@@ -161,13 +161,20 @@ class Watches:
         except Gone:  # a long list may outlive its own continue token
             statuses, version = await self._statuses(namespace)
         before = self._pods.get(namespace, {})
-        self._pods[namespace] = {}
-        for status in statuses:
+        pods: dict[str, JobStatus] = {}
+        for number, status in enumerate(statuses, start=1):
             _, name = place_of(status.job)
-            if (known := before.get(name)) is not None and known == status:
-                self._pods[namespace][name] = known
+            known = before.get(name)
+            if known == status:
+                pods[name] = known
             else:
-                self._keep(status)
+                pods[name] = status
+                self._changed.add(status.job.id)
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
+        self._pods[namespace] = pods
+        self._changed.update(status.job.id for name, status in before.items() if name not in pods)
+        self._news.set()
         self._listed[namespace].set()
         return version
 
@@ -205,6 +212,7 @@ class Watches:
             pod = await self._api.pod(namespace, name)
             if pod is not None and pod.status.job == status.job:
                 self._pods[namespace].pop(name, None)  # from now on it is asked for by name
+                self._tell(status)
                 return
             status = read_pod(value, namespace=namespace, deleted=True, links=links).status
         self._keep(status)
@@ -214,8 +222,11 @@ class Watches:
         pods = self._pods.setdefault(namespace, {})
         if pods.get(name) != status:
             pods[name] = status
-            self._changed.add(status.job.id)
-            self._news.set()
+            self._tell(status)
+
+    def _tell(self, status: JobStatus) -> None:
+        self._changed.add(status.job.id)
+        self._news.set()
 
 
 def _event(line: bytes) -> tuple[str, Mapping[str, Any]]:

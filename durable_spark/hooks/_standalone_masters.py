@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from durable_spark.hooks._connection import Extras, master_url, read_connection
 from durable_spark.hooks._http import Answer, ConnectFailed, ConnectionLost, HttpClient, ssl_context
-from durable_spark.hooks._standalone_pages import View, log_text, parse_page
+from durable_spark.hooks._standalone_pages import PageReader, View, log_text
 from durable_spark.jobs import (
     AuthenticationFailed,
     BadConfiguration,
@@ -95,6 +95,7 @@ class Masters:
         self._read: Settings | None = None
         self._client: HttpClient | None = None
         self._leader: Master | None = None
+        self._views: dict[Master, View] = {}
 
     async def aclose(self) -> None:
         """Close the HTTP session."""
@@ -250,7 +251,11 @@ class Masters:
         time = answer.date
         if time is None:
             raise InvalidAnswer(f"{answer.url} does not tell the time (header Date)")
-        return await answer.parse(lambda page: parse_page(page, address=master.ui, time=time))
+        reader = PageReader(master.ui, self._views.get(master))
+        view = self._views[master] = await answer.parse(
+            lambda page: reader.view(page, time=time), element=reader.element
+        )
+        return view
 
     async def get_status(self, master: Master, driver_id: str) -> Mapping[str, Any]:
         """Return what a master's REST server says of a driver; whether it leads is for the caller to see."""

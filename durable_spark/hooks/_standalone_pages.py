@@ -11,6 +11,7 @@ matched here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 from calendar import timegm
@@ -24,13 +25,13 @@ from durable_spark.jobs import InvalidAnswer, JobRef, JobState, JobStatus, Link
 
 __all__ = [
     "Driver",
+    "PageReader",
     "View",
     "is_driver_id",
     "labels_of",
     "listed_drivers",
     "local_time_of",
     "log_text",
-    "parse_page",
     "state_of",
     "tail",
 ]
@@ -41,6 +42,7 @@ _LABEL = re.compile(rf'"-D({"|".join(map(re.escape, (TOKEN, OWNER, DEPLOYMENT)))
 _END_OF_COMMAND = re.compile(r"^={40}$", re.MULTILINE)
 _LOG_HEADER = re.compile(r"==== Bytes [0-9]+-[0-9]+ of ([0-9]+) of [^\n]*\n")
 
+_DRIVERS = ("activedrivers", "completeddrivers")
 _STATES = {
     "SUBMITTED": JobState.PENDING,
     "RUNNING": JobState.RUNNING,
@@ -68,7 +70,7 @@ def is_driver_id(text: str) -> bool:
     return _DRIVER_ID.fullmatch(text) is not None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Driver:
     """
     A driver, as a master lists it.
@@ -136,8 +138,7 @@ class View:
 
     def status(self, driver: Driver, *, job: JobRef | None = None) -> JobStatus:
         """Return a driver's status, with links to its row on this page and to its log."""
-        section = "aggregated-activeDrivers" if driver.live else "aggregated-completedDrivers"
-        links = {Link.JOB: f"{self.address}/#{section}"}
+        links = {Link.JOB: self._active if driver.live else self._completed}
         if worker := self.workers.get(driver.worker):
             links[Link.LOG] = f"{worker}/logPage/?driverId={driver.id}&logType=stderr"
         return JobStatus(
@@ -148,34 +149,81 @@ class View:
             links=links,
         )
 
+    @functools.cached_property
+    def _active(self) -> str:
+        return f"{self.address}/#aggregated-activeDrivers"
 
-def parse_page(page: Mapping[str, Any], *, address: str, time: float) -> View:
-    """
-    Return what a master's ``/json/`` says (``org.apache.spark.deploy.JsonProtocol.writeMasterState``).
+    @functools.cached_property
+    def _completed(self) -> str:
+        return f"{self.address}/#aggregated-completedDrivers"
 
-    :raises InvalidAnswer: when it is not such a page.
+
+class PageReader:
     """
-    try:
-        active = [_driver(entry, live=True) for entry in page["activedrivers"]]
-        completed = [_driver(entry, live=False) for entry in page["completeddrivers"]]
-        workers = {str(entry["id"]): _origin(entry["webuiaddress"]) for entry in page["workers"]}
-        states = {str(entry["id"]): entry["state"] for entry in page["workers"]}
-        raw = str(page["status"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidAnswer(
-            f"{address}/json/ is not the page of a standalone master ({type(error).__name__}: {str(error)[:80]})"
-        ) from error
-    return View(
-        address=address,
-        leading=raw == "ALIVE",
-        raw=raw[:40],
-        time=time,
-        drivers={driver.id: driver for driver in [*completed, *active]},
-        last_completed=completed[-1].id if completed else "",
-        workers=workers,
-        alive=frozenset(worker for worker, state in states.items() if state == "ALIVE"),
-        dead=frozenset(worker for worker, state in states.items() if state == "DEAD"),
-    )
+    Makes views of what a master's ``/json/`` says (``org.apache.spark.deploy.JsonProtocol.writeMasterState``).
+
+    :param address: where the page is, see :class:`View`.
+    :param before: what was read last. A driver that has not changed since is the same object in both.
+    """
+
+    def __init__(self, address: str, before: View | None = None) -> None:
+        self._address = address
+        self._known: Mapping[str, Driver] = before.drivers if before else {}
+
+    def element(self, entry: Any, name: str) -> Any:
+        """
+        Return what matters of an element of one of the page's arrays.
+
+        :raises InvalidAnswer: when it is not such an element.
+        """
+        try:
+            if name == "workers":
+                return str(entry["id"]), _origin(entry["webuiaddress"]), entry["state"]
+            return self._driver(entry, live=name == "activedrivers") if name in _DRIVERS else None
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            raise self._is_none(error) from error
+
+    def view(self, page: Mapping[str, Any], *, time: float) -> View:
+        """
+        Return what a page says whose elements have been read.
+
+        :raises InvalidAnswer: when it is not such a page.
+        """
+        try:
+            active, completed = page["activedrivers"], page["completeddrivers"]
+            drivers = {driver.id: driver for driver in [*completed, *active]}
+            workers = {worker: origin for worker, origin, _ in page["workers"]}
+            states = {worker: state for worker, _, state in page["workers"]}
+            last_completed = completed[-1].id if completed else ""
+            raw = str(page["status"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._is_none(error) from error
+        return View(
+            address=self._address,
+            leading=raw == "ALIVE",
+            raw=raw[:40],
+            time=time,
+            drivers=drivers,
+            last_completed=last_completed,
+            workers=workers,
+            alive=frozenset(worker for worker, state in states.items() if state == "ALIVE"),
+            dead=frozenset(worker for worker, state in states.items() if state == "DEAD"),
+        )
+
+    def _driver(self, entry: Mapping[str, Any], *, live: bool) -> Driver:
+        driver_id, worker = entry["id"], entry["worker"]
+        raw, start = str(entry["state"])[:40], int(entry["starttime"]) / 1000
+        worker = worker if isinstance(worker, str) and worker != "None" else ""
+        known = self._known.get(driver_id)
+        if known and (known.raw, known.worker, known.live, known.start) == (raw, worker, live, start):
+            return known
+        if not isinstance(driver_id, str) or not is_driver_id(driver_id):
+            raise ValueError(f"driver ID {str(driver_id)[:60]!r}; spark.deploy.driverIdPattern must be the default one")
+        return Driver(id=driver_id, raw=raw, start=start, worker=worker, live=live)
+
+    def _is_none(self, error: Exception) -> InvalidAnswer:
+        what = f"{type(error).__name__}: {str(error)[:80]}"
+        return InvalidAnswer(f"{self._address}/json/ is not the page of a standalone master ({what})")
 
 
 def labels_of(log: str) -> Mapping[str, str] | None:
@@ -218,20 +266,6 @@ def local_time_of(driver_id: str) -> float:
         return float(timegm(strptime(driver_id.split("-")[1], "%Y%m%d%H%M%S")))
     except ValueError:
         return 0.0
-
-
-def _driver(entry: Mapping[str, Any], *, live: bool) -> Driver:
-    driver_id = entry["id"]
-    if not isinstance(driver_id, str) or not is_driver_id(driver_id):
-        raise ValueError(f"driver ID {str(driver_id)[:60]!r}; spark.deploy.driverIdPattern must be the default one")
-    worker = entry["worker"]
-    return Driver(
-        id=driver_id,
-        raw=str(entry["state"])[:40],
-        start=int(entry["starttime"]) / 1000,
-        worker=worker if isinstance(worker, str) and worker != "None" else "",
-        live=live,
-    )
 
 
 def _origin(address: object) -> str:

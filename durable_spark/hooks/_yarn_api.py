@@ -135,7 +135,10 @@ class Applications:
         answer, parse = await self._ask(f"apps?{query}", LIST_LIMIT, ask)
         if answer.date is None:
             raise InvalidAnswer(f"{answer.url} does not tell the time (header Date)")
-        return Listed(await _expect_ok(answer).parse(_unwrapped(answer), element=parse, within="apps"), answer.date)
+        return Listed(
+            await _expect_ok(answer).parse(_unwrapped(answer), element=lambda entry, _: parse(entry), within="apps"),
+            answer.date,
+        )
 
     async def _ask(self, path: str, limit: int, ask: Ask | None) -> tuple[Answer, Callable[[Any], App]]:
         history = (await self._managers.settings()).history
@@ -189,7 +192,7 @@ class Timeline:
             app = parse_past_app(entry, history=history)
             return app if tag in app.tags else None
 
-        apps = await _expect_ok(answer).parse(_unwrapped(answer), element=parse, within="apps")
+        apps = await _expect_ok(answer).parse(_unwrapped(answer), element=lambda entry, _: parse(entry), within="apps")
         return [app for app in apps if app is not None]
 
     async def _fetch(self, path: str, limit: int) -> Answer:

@@ -466,31 +466,38 @@ class KubernetesHook(SparkCliHook):
         only have been missed: both are asked for by name.
         """
         async with Watches(self._api, bookmark_seconds=self.bookmark_seconds) as watches:
-            told: set[JobRef] = set()
+            shown: dict[JobRef, JobStatus] = {}
             while True:
                 jobs = followed.jobs()
-                await watches.open({parsed[0] for job in jobs if (parsed := _parse(job)) is not None})
-                watches.forget_changes()
-                watched = {job: seen for job in jobs if (seen := self._watched(watches, job)) is not None}
-                news = {job: status for job, status in watched.items() if job not in told}
-                news.update(await self.poll([job for job in jobs if job not in watched]))
-                news.update(await self._explained(watches, watched))
-                told = set(watched)
-                if news:
-                    yield news
+                shown = {job: shown[job] for job in jobs if job in shown}
+                new = [job for job in jobs if job not in shown]
+                await watches.open({parsed[0] for job in new if (parsed := _parse(job)) is not None})
                 by_id: dict[str, list[JobRef]] = {}
                 for job in jobs:
                     by_id.setdefault(job.id, []).append(job)
+                changed = [job for job_id in watches.take_changes() for job in by_id.get(job_id, ())]
+                news = self._take_up(watches, [*new, *changed], shown)
+                news.update(await self.poll([job for job in jobs if job not in shown]))
+                news.update(await self._explained(watches, shown))
+                if news:
+                    yield news
                 async with contextlib.aclosing(watches.changes(until=followed.pause())) as changes:
-                    async for changed in changes:
-                        news = {
-                            job: status
-                            for job_id in changed
-                            for job in by_id.get(job_id, ())
-                            if (status := self._watched(watches, job)) is not None
-                        }
-                        if news:
+                    async for ids in changes:
+                        changed = [job for job_id in ids for job in by_id.get(job_id, ())]
+                        if news := self._take_up(watches, changed, shown):
                             yield news
+
+    def _take_up(
+        self, watches: Watches, jobs: Collection[JobRef], shown: dict[JobRef, JobStatus]
+    ) -> dict[JobRef, JobStatus]:
+        """Return what the watches show of some jobs, and take it up in what they show of all."""
+        news = {}
+        for job in jobs:
+            if (status := self._watched(watches, job)) is not None:
+                news[job] = shown[job] = status
+            else:
+                shown.pop(job, None)
+        return news
 
     def _watched(self, watches: Watches, job: JobRef) -> JobStatus | None:
         """Return what the watches know of a job; nothing if the pod of its name is another one."""
@@ -499,7 +506,7 @@ class KubernetesHook(SparkCliHook):
             return None
         return seen if seen.job == job else dataclasses.replace(seen, job=job)
 
-    async def _explained(self, watches: Watches, watched: Mapping[JobRef, JobStatus]) -> Mapping[JobRef, JobStatus]:
+    async def _explained(self, watches: Watches, shown: Mapping[JobRef, JobStatus]) -> Mapping[JobRef, JobStatus]:
         """
         Return the statuses of a few pods that wait for something only their events name, such as a missing volume.
 
@@ -507,7 +514,8 @@ class KubernetesHook(SparkCliHook):
         """
         explained: dict[JobRef, JobStatus] = {}
         now = time.time()
-        for job in watched:
+        waiting = [job for job, status in shown.items() if status.raw == CREATING]
+        for job in waiting:
             status = watches.status(job)
             if status is None or status.raw != CREATING or now < self._explain_again.get(job, 0.0):
                 continue

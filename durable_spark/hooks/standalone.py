@@ -125,6 +125,8 @@ class StandaloneHook(SparkCliHook):
         self._masters = Masters(conn_id, poll_interval=self.default_poll_interval)
         self._unsent: dict[str, Mapping[str, Any]] = {}
         self._page_is_out = False
+        self._told: Mapping[JobRef, tuple[Driver, JobStatus]] = {}
+        self._workers: Mapping[str, str] = {}
         self._glimpsed: dict[str, Mapping[str, str]] = {}
         self._glimpse_again = 0.0
 
@@ -420,12 +422,20 @@ class StandaloneHook(SparkCliHook):
         if self._page_is_out:
             self._page_is_out = False
             self.log.info("The master's page %s/json/ can be read again", view.address)
-        for number, job in enumerate(ours):
+        before = self._told if self._workers == view.workers else {}
+        told: dict[JobRef, tuple[Driver, JobStatus]] = {}
+        untold = []
+        for number, job in enumerate(ours, start=1):
             if driver := view.drivers.get(job.id):
-                statuses[job] = view.status(driver, job=job)
-            if number % 500 == 0:
-                await asyncio.sleep(0)  # 10,000 take 0.1 s
-        await self._ask_about_rest(view, ours, statuses)
+                last = before.get(job)
+                seen = last if last and last[0] is driver else (driver, view.status(driver, job=job))
+                told[job], statuses[job] = seen, seen[1]
+            if driver is None or seen[1].state is JobState.FAILED:
+                untold.append(job)
+            if not number % 1000:
+                await asyncio.sleep(0)
+        self._told, self._workers = told, view.workers
+        await self._ask_about_rest(view, untold, statuses)
         return statuses
 
     async def _ask_about_rest(self, view: View, jobs: Sequence[JobRef], statuses: dict[JobRef, JobStatus]) -> None:
@@ -447,8 +457,7 @@ class StandaloneHook(SparkCliHook):
             elif told.message:
                 statuses[job] = dataclasses.replace(listed, message=f"{told.message}\n{listed.message}")
 
-        untold = [job for job in jobs if job not in statuses or statuses[job].state is JobState.FAILED]
-        await for_each(ask, untold, at_once=CONCURRENCY)
+        await for_each(ask, jobs, at_once=CONCURRENCY)
 
     async def _poll_by_rest(self, jobs: Sequence[JobRef], error: ClusterError) -> Mapping[JobRef, JobStatus]:
         try:

@@ -868,7 +868,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         return DeadlinePassed(f"the execution timeout of {self.execution_timeout} passed: {what}")
 
     def _trigger_arguments(self, context: Context, job: JobRef) -> JobTriggerArguments:
-        from durable_spark.triggers.job import JobTriggerArguments
+        from durable_spark.triggers.job import JobTriggerArguments, digest_of_links
 
         ti, record = context["ti"], self._recorded
         # Airflow's own timer does it for a task that waits on its worker.
@@ -894,6 +894,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             kill_on_timeout=self.on_timeout == "kill",
             sent_before=self._sent_before,
             on_worker=not self.deferrable,
+            deferred_at=time.time(),
+            links=digest_of_links({link: url for link in Link if (url := self._pushed.get(link.xcom_key))}),
         )
 
     def _defer(self, arguments: JobTriggerArguments) -> NoReturn:

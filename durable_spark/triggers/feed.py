@@ -24,7 +24,8 @@ import logging
 import random
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from durable_spark import _metrics
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_BACKOFF", "Feed", "FeedKey", "Outage", "Subscription", "asked_pause", "join", "pauses"]
 
 _NEWCOMER_PAUSE = 1.0
-"""Seconds between two polls while there are jobs that were never asked for (a triggerer starting up)."""
+"""Seconds between two polls while there are jobs that were never asked for (a triggerer starting up), at least."""
+_NEWCOMER_SHARE = 3.0
+"""Such a pause is as many times as long as the poll before it: thousands of triggers take a while to start."""
+_TOLD_AT_ONCE = 50
+"""Triggers that are woken in one turn of the event loop. Each of them writes to its task's log."""
+_HEARD_AT_ONCE = 1000
+"""Statuses that are gone through in one turn."""
 LONGEST_BACKOFF = 60.0
 """Seconds between two attempts to reach a cluster, at most."""
 _LONGEST_RETRY_AFTER = 600.0
@@ -57,7 +64,7 @@ _ABSENCES_BELIEVED = 2
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FeedKey:
     """What makes two triggers share a feed."""
 
@@ -68,7 +75,7 @@ class FeedKey:
     """The cluster that the job was submitted to: a connection that is edited makes another feed."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Outage:
     """A time without word from the cluster."""
 
@@ -78,21 +85,43 @@ class Outage:
 
 
 class Subscription:
-    """One job's place in a feed: the last thing known of it, and a way to wait for the next."""
+    """
+    One job's place in a feed: the last thing known of it, and a way to wait for the next.
 
-    def __init__(self, job: JobRef, interval: float | None, outage: Outage | None, status: JobStatus | None) -> None:
+    There are thousands of them: no attribute, and no task or timer while it is waited, that is not needed.
+    """
+
+    __slots__ = (
+        "_feed",
+        "_news",
+        "_waiter",
+        "absences",
+        "absent_since",
+        "interval",
+        "job",
+        "last_seen",
+        "outage",
+        "status",
+    )
+
+    def __init__(self, feed: Feed, job: JobRef, interval: float | None, status: JobStatus | None) -> None:
+        self._feed = feed
         self.job = job
         self.interval = max(_SHORTEST_INTERVAL, interval) if isinstance(interval, (int, float)) else None
         self.status = status
-        self.outage = outage
+        self.outage = outage = feed._outage
         self.absences = 0
         self.absent_since: float | None = None
         """When the cluster first did not know the job any more, in seconds since the epoch."""
         self.last_seen: tuple[JobStatus, float] | None = None if status is None else (status, time.time())
         """The last status in which the cluster knew the job, and when it was told, in seconds since the epoch."""
-        self._changed = asyncio.Event()
-        if status is not None or outage is not None:
-            self._changed.set()
+        self._news = status is not None or outage is not None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def beside(self) -> int:
+        """How many other jobs the feed follows."""
+        return len(self._feed._subscriptions) - 1
 
     async def changed(self, timeout: float | None) -> bool:
         """
@@ -101,31 +130,45 @@ class Subscription:
         :param timeout: seconds, or ``None`` to wait for ever.
         :return: whether there was a change; ``False`` when the time is up.
         """
-        if not self._changed.is_set():
+        if not self._news and (timeout is None or timeout > 0):
+            loop = asyncio.get_running_loop()
+            waiter = self._waiter = loop.create_future()
+            timer = None if timeout is None else loop.call_later(timeout, _wake, waiter)
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
-            except asyncio.TimeoutError:
-                return False
-        self._changed.clear()
-        return True
+                await waiter
+            finally:
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
+        news, self._news = self._news, False
+        return news
 
-    def _hear(self, status: JobStatus) -> None:
-        """Take note of what the cluster said, and tell it if it is new and to be believed."""
+    def _hear(self, status: JobStatus, now: float) -> bool:
+        """Take note of what the cluster said; tell it, and return ``True``, if it is new and to be believed."""
         if status.state is not JobState.ABSENT:
-            self.absences, self.absent_since, self.last_seen = 0, None, (status, time.time())
+            self.absences, self.absent_since, self.last_seen = 0, None, (status, now)
         else:
             self.absences += 1
-            self.absent_since = self.absent_since or time.time()
+            self.absent_since = self.absent_since or now
             ended = self.status is not None and self.status.state.final
             if self.absences < _ABSENCES_BELIEVED or ended:  # an end that was seen counts, whatever is forgotten later
-                return
-        if status != self.status:
-            self._tell(status=status, outage=None)
+                return False
+        if status is self.status or status == self.status:
+            return False
+        self._tell(status=status, outage=None)
+        return True
 
     def _tell(self, *, status: JobStatus | None, outage: Outage | None) -> None:
         self.status = status
         self.outage = outage
-        self._changed.set()
+        self._news = True
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Feed:
@@ -153,56 +196,65 @@ class Feed:
         self.gauged = gauged
         self._feeds = {key: self} if feeds is None else feeds
         self._make_hook = make_hook
-        self._subscriptions: dict[JobRef, set[Subscription]] = {}
+        self._subscriptions: dict[JobRef, tuple[Subscription, ...]] = {}
+        self._intervals: Counter[float | None] = Counter()
         self._newcomer = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._outage: Outage | None = None
         self._interval = self._pausing = JobHook.default_poll_interval
+        self._asked_at = time.monotonic()
 
     # What a running JobHook.follow() sees of us
 
     def jobs(self) -> Collection[JobRef]:
         """Return the jobs to follow now."""
         self._newcomer.clear()
+        self._asked_at = time.monotonic()
         self._gauge()  # not at each leave: when thousands leave at once, that is what takes their time
         return list(self._subscriptions)
 
     async def pause(self) -> None:
         """Return when the next poll is due: the shortest interval asked for, sooner when somebody new has come."""
         started = time.monotonic()
-        wanted = {s.interval for group in self._subscriptions.values() for s in group}
-        interval = min((self._interval if each is None else each for each in wanted), default=self._interval)
+        interval = min((self._interval if each is None else each for each in self._intervals), default=self._interval)
+        soon = min(max(_NEWCOMER_PAUSE, _NEWCOMER_SHARE * (started - self._asked_at)), interval)
         self._pausing = interval
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._newcomer.wait(), interval)
-            await asyncio.sleep(max(0.0, min(_NEWCOMER_PAUSE, interval) - (time.monotonic() - started)))
+            await asyncio.sleep(max(0.0, soon - (time.monotonic() - started)))
 
     # What a trigger sees of us
 
-    @contextlib.asynccontextmanager
-    async def subscribe(self, job: JobRef, *, interval: float | None) -> AsyncIterator[Subscription]:
+    def enter(self, job: JobRef, *, interval: float | None) -> Subscription:
         """
-        Follow a job for as long as the context is open.
+        Follow a job, until :meth:`leave`.
 
         :param job: the job.
         :param interval: seconds between two polls, or ``None`` for what the connection says.
         """
-        group = self._subscriptions.setdefault(job, set())
+        group = self._subscriptions.get(job, ())
         known = next((s.status for s in group if s.status is not None and s.status.state is not JobState.ABSENT), None)
-        subscription = Subscription(job, interval, self._outage, known)
-        group.add(subscription)
+        subscription = Subscription(self, job, interval, known)
+        self._subscriptions[job] = (*group, subscription)
+        self._intervals[subscription.interval] += 1
         if known is None or (subscription.interval or self._interval) < self._pausing:
             self._newcomer.set()
         self._start()
-        try:
-            yield subscription
-        finally:
-            group.discard(subscription)
-            if not group and self._subscriptions.get(job) is group:
-                del self._subscriptions[job]
-            if not self._subscriptions:
-                self._gauge()
-                await self._stop()
+        return subscription
+
+    async def leave(self, subscription: Subscription) -> None:
+        """End a subscription, and the stream with the last one."""
+        job, interval = subscription.job, subscription.interval
+        if rest := tuple(each for each in self._subscriptions[job] if each is not subscription):
+            self._subscriptions[job] = rest
+        else:
+            del self._subscriptions[job]
+        self._intervals[interval] -= 1
+        if not self._intervals[interval]:
+            del self._intervals[interval]
+        if not self._subscriptions:
+            self._gauge()
+            await self._stop()
 
     # The stream
 
@@ -238,7 +290,7 @@ class Feed:
                     async with contextlib.aclosing(hook.follow(self)) as stream:
                         async for statuses in stream:
                             heard, failures = True, 0
-                            self._publish(statuses)
+                            await self._publish(statuses)
                 error: Exception = ClusterUnreachable("the status stream ended")
             except DurableJobError as caught:
                 error = caught
@@ -247,7 +299,7 @@ class Feed:
                 error = caught
             failures = 1 if heard else failures + 1
             _metrics.count("poll_errors", {"conn_id": self.key.conn_id, "error": type(error).__name__})
-            self._publish_outage(error)
+            await self._publish_outage(error)
             self._gauge()
             await asyncio.sleep(self._backoff(failures, error))
 
@@ -264,21 +316,22 @@ class Feed:
         delay = min(LONGEST_BACKOFF, self._interval * 2.0 ** min(failures - 1, 10)) * jitter
         return max(delay, asked_pause(error) * (1.0 + jitter / 10))
 
-    def _publish(self, statuses: Mapping[JobRef, JobStatus]) -> None:
+    async def _publish(self, statuses: Mapping[JobRef, JobStatus]) -> None:
+        now, told = time.time(), 0
         recovered = self._outage is not None
         if recovered:
             log.info("%s answers again", self.key.conn_id)
         self._outage = None
-        for job, status in statuses.items():
+        for number, (job, status) in enumerate(statuses.items(), start=1):
             for subscription in self._subscriptions.get(job, ()):
-                subscription._hear(status)
+                told += subscription._hear(status, now)
+            if told >= _TOLD_AT_ONCE or not number % _HEARD_AT_ONCE:
+                told = 0
+                await asyncio.sleep(0)
         if recovered:
-            for group in self._subscriptions.values():
-                for subscription in group:
-                    if subscription.outage is not None:
-                        subscription._tell(status=subscription.status, outage=None)
+            await self._tell_each(None)
 
-    def _publish_outage(self, error: Exception) -> None:
+    async def _publish_outage(self, error: Exception) -> None:
         since = self._outage.since if self._outage else time.time()
         kind = "" if isinstance(error, (ClusterUnreachable, AuthenticationFailed)) else f"{type(error).__name__}: "
         outage = Outage(since=since, error=f"{kind}{error}"[:1000])
@@ -288,8 +341,17 @@ class Feed:
         for group in self._subscriptions.values():
             for subscription in group:
                 subscription.absences, subscription.absent_since = 0, None
-                if subscription.outage is None:
-                    subscription._tell(status=subscription.status, outage=outage)
+        await self._tell_each(outage)
+
+    async def _tell_each(self, outage: Outage | None) -> None:
+        """Tell those who have not heard of it that an outage has begun, or is over."""
+        told = 0
+        for subscription in [each for group in self._subscriptions.values() for each in group]:
+            if (subscription.outage is None) is not (outage is None):
+                subscription._tell(status=subscription.status, outage=outage)
+                told += 1
+                if not told % _TOLD_AT_ONCE:
+                    await asyncio.sleep(0)
 
 
 def asked_pause(error: BaseException | None) -> float:
@@ -317,17 +379,48 @@ def pauses(backoff: Callable[[RetryCallState], float], *, within: float) -> Call
 _feeds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[FeedKey, Feed]] = weakref.WeakKeyDictionary()
 
 
-@contextlib.asynccontextmanager
-async def join(
+class _Place:
+    """What :func:`join` returns. A class of its own: of a generator, each job that is followed would keep one."""
+
+    __slots__ = ("_feed", "_gauged", "_interval", "_job", "_key", "_make_hook", "_subscription")
+
+    def __init__(
+        self, key: FeedKey, job: JobRef, make_hook: Callable[[], JobHook], interval: float | None, *, gauged: bool
+    ) -> None:
+        self._key = key
+        self._job = job
+        self._make_hook = make_hook
+        self._interval = interval
+        self._gauged = gauged
+
+    async def __aenter__(self) -> Subscription:
+        feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
+        feed = feeds.get(self._key)
+        if feed is None:
+            feed = feeds[self._key] = Feed(self._key, self._make_hook, gauged=self._gauged, feeds=feeds)
+        self._feed = feed
+        self._subscription = feed.enter(self._job, interval=self._interval)
+        return self._subscription
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        feeds = _feeds.get(asyncio.get_running_loop(), {})
+        try:
+            await self._feed.leave(self._subscription)
+        finally:
+            if not self._feed._subscriptions and feeds.get(self._key) is self._feed:
+                del feeds[self._key]
+
+
+def join(
     key: FeedKey,
     job: JobRef,
     *,
     make_hook: Callable[[], JobHook],
     interval: float | None = None,
     gauged: bool = False,
-) -> AsyncIterator[Subscription]:
+) -> contextlib.AbstractAsyncContextManager[Subscription]:
     """
-    Follow a job on the one feed that this event loop has for its cluster.
+    Follow a job on the one feed that this event loop has for its cluster, for as long as the context is open.
 
     :param key: names the feed.
     :param job: the job.
@@ -336,11 +429,4 @@ async def join(
         shortest interval that any subscriber asks for counts for all.
     :param gauged: whether the feed, if it must be started, says in Airflow's metrics how many jobs it follows.
     """
-    feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
-    feed = feeds.setdefault(key, Feed(key, make_hook, gauged=gauged, feeds=feeds))
-    try:
-        async with feed.subscribe(job, interval=interval) as subscription:
-            yield subscription
-    finally:
-        if not feed._subscriptions and feeds.get(key) is feed:
-            del feeds[key]
+    return _Place(key, job, make_hook, interval, gauged=gauged)

@@ -21,9 +21,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
+import random
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from tenacity import (
@@ -60,10 +64,13 @@ __all__ = [
     "JobTrigger",
     "JobTriggerArguments",
     "SubmissionTrigger",
+    "digest_of_links",
     "may_be_told_later",
     "noted_end",
     "state_of",
 ]
+
+_T = TypeVar("_T")
 
 NOTE_XCOM_KEY = "durable_spark_noted_end"
 """XCom in which a try's trigger notes the event that is to come, before it kills the job or holds the event back."""
@@ -78,6 +85,13 @@ The state of a task instance that is about to be scheduled (again): after a clea
 is dead, or when it was deleted (as by ``airflow db clean``) and is made anew because its run is there. Airflow answers
 ``null``, or nothing (tried on 3.3.2).
 """
+_LINKS_APART = 0.1
+"""
+Seconds between the links of two jobs, on average, when many are taken over at once from another triggerer. They cost a
+few requests to Airflow each, and are most often there already.
+"""
+_TAKEN_OVER_AFTER = 60.0
+"""Seconds after a deferral from which a trigger that starts is taken to be not the first."""
 _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
 _letting_go: set[asyncio.Task[None]] = set()
@@ -87,7 +101,7 @@ a time limit, and it tells its own failure; a triggerer that ends before cancels
 """
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JobTriggerArguments:
     """
     All that a trigger needs to follow a job. Stored in Airflow's database: no secrets.
@@ -109,6 +123,8 @@ class JobTriggerArguments:
     :param sent_before: whether the submission had been sent before, so that a request that was still
         on its way may have made a second job.
     :param on_worker: whether the task waits on its worker, and does not defer.
+    :param deferred_at: when the task deferred, in seconds since the epoch; ``None`` if it is not known.
+    :param links: :func:`digest_of_links` of those that Airflow's UI shows already.
     """
 
     hook: str
@@ -130,8 +146,10 @@ class JobTriggerArguments:
     kill_on_timeout: bool = True
     sent_before: bool = False
     on_worker: bool = False
+    deferred_at: float | None = None
+    links: str = ""
 
-    VERSION = 1
+    VERSION: ClassVar[int] = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments as plain JSON values."""
@@ -143,13 +161,31 @@ class JobTriggerArguments:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> JobTriggerArguments:
-        """Return the arguments that :meth:`to_json` wrote; keys that a newer version added are ignored."""
+        """
+        Return the arguments that :meth:`to_json` wrote; keys that a newer version added are ignored.
+
+        What thousands of triggers have in common is kept once.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
-        known = {name: part for name, part in value.items() if name in names}
-        known["cluster"] = tuple(known["cluster"])
+        known = {name: _once(part) if isinstance(part, str) else part for name, part in value.items() if name in names}
+        known["cluster"] = _once(tuple(known["cluster"]))
         known["job"] = JobRef(*known["job"])
         known["submission"] = Submission.from_json(known["submission"])
         return cls(**known)
+
+
+@functools.lru_cache(maxsize=256)
+def _once(value: _T) -> _T:
+    """Return a value that is equal to this one, and in use for as long as others of its kind come."""
+    return value
+
+
+def digest_of_links(links: Mapping[Link, str]) -> str:
+    """Return what tells whether two sets of links are the same; nothing for none."""
+    if not links:
+        return ""
+    text = json.dumps(sorted((link.value, url) for link, url in links.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,7 +284,7 @@ class JobTrigger(BaseTrigger):
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.arguments = arguments
+        self.logger()  # one for the class: else each of thousands makes its own
         self._args = JobTriggerArguments.from_json(arguments)
         self._job = self._args.job
         self._began = time.time()
@@ -257,6 +293,11 @@ class JobTrigger(BaseTrigger):
         self._not_given_up_before = 0.0
         self._noted: JobEvent | None = None
         self._dead_by = 0.0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What :meth:`serialize` returns. Not kept: parsed, they take a quarter of the memory."""
+        return self._args.to_json()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments, as Airflow stores them."""
@@ -328,6 +369,12 @@ class JobTrigger(BaseTrigger):
 
     # Following
 
+    @property
+    def taken_over(self) -> bool:
+        """Whether another trigger has most likely followed the job before."""
+        deferred = self._args.deferred_at
+        return deferred is not None and self._began - deferred > _TAKEN_OVER_AFTER
+
     async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
         key = FeedKey(hook=self._args.hook, conn_id=self._args.conn_id, cluster=self._args.cluster)
         said = _Narrator(self)
@@ -348,11 +395,11 @@ class JobTrigger(BaseTrigger):
         """Return the event that ends the task, or ``None`` when another job is to be followed."""
         relaunched = False
         while True:
-            await subscription.changed(self._next_look(subscription, relaunched=relaunched))
+            await subscription.changed(self._next_look(subscription, said.links_due, relaunched=relaunched))
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
                 if status.state is not JobState.ABSENT:  # of that there is more to say
-                    await said.status(status)
+                    await said.status(status, beside=subscription.beside)
                 if status.state in (JobState.KILLED, JobState.ABSENT) and (noted := await self._noted_end(status)):
                     return noted
                 if status.state.final:
@@ -373,11 +420,12 @@ class JobTrigger(BaseTrigger):
             if await self._another_is_the_job():
                 return None
 
-    def _next_look(self, subscription: Subscription, *, relaunched: bool) -> float | None:
+    def _next_look(self, subscription: Subscription, links_due: float | None, *, relaunched: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""
         outage, start = subscription.outage, self._start_due(subscription.status)
         deadline = self._deadline_due(subscription)
-        due = [moment for moment in (deadline, self._look_for_double_at, start) if moment is not None]
+        moments = (deadline, self._look_for_double_at, start, links_due)
+        due = [moment for moment in moments if moment is not None]
         if outage is not None:
             due.append(max(outage.since, self._began) + self._args.outage_timeout)
         if relaunched:
@@ -675,22 +723,42 @@ class SubmissionTrigger(JobTrigger):
 
 
 class _Narrator:
-    """Says each change once in the task's own log."""
+    """Says each change once in the task's own log, and shows the links in Airflow's UI."""
+
+    __slots__ = ("_links", "_outage", "_said", "_trigger", "links_due")
 
     def __init__(self, trigger: JobTrigger) -> None:
         self._trigger = trigger
-        self._last: JobStatus | None = None
         self._said: tuple[JobRef, str, str] | None = None
         self._outage: Outage | None = None
+        self._links = trigger._args.links
+        self.links_due: float | None = None
+        """When links are to be pushed that have changed, in seconds since the epoch."""
 
-    async def status(self, status: JobStatus) -> None:
-        last, self._last = self._last, status
+    async def status(self, status: JobStatus, *, beside: int = 0) -> None:
+        """
+        Tell a status, if it is new.
+
+        :param beside: how many others are followed beside it.
+        """
         why = f": {status.message}" if status.held_up_since is not None and status.message else ""
         said, self._said = self._said, (status.job, status.raw, why)
         if said != self._said:
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
             self._trigger.log.info("%s is %s%s%s", status.job, status.raw or status.state.value, why, links)
-        if status.links and not self._trigger._args.on_worker and (last is None or last.links != status.links):
+        if status.links and not self._trigger._args.on_worker:
+            await self._show(status, beside)
+
+    async def _show(self, status: JobStatus, beside: int) -> None:
+        digest = digest_of_links(status.links)
+        if digest == self._links:
+            self.links_due = None
+            return
+        if self.links_due is None:
+            apart = _LINKS_APART * beside if self._trigger.taken_over else 0.0
+            self.links_due = time.time() + random.uniform(0.0, apart)  # noqa: S311 jitter
+        if status.state.final or time.time() >= self.links_due:
+            self.links_due, self._links = None, digest
             await self._trigger.push_links(status.links)
 
     def outage(self, outage: Outage | None) -> None:

@@ -365,7 +365,7 @@ async def test_not_a_json_object(body: bytes) -> None:
     ["{}", ' { "a" : [ ] } ', '{"a":[1,{"b":[2]},"x"],"c":{"d":null},"e":1.5}', '{"a":[\n1 ,\n2\n]\n,"b":"]"}'],
 )
 def test_stepwise_parsing_is_parsing(text: str) -> None:
-    assert _http._loads_stepwise(text, lambda value: value) == json.loads(text)
+    assert _http._loads_stepwise(text, lambda value, _: value) == json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_stepwise_parsing_is_parsing(text: str) -> None:
 )
 def test_stepwise_parsing_refuses_what_parsing_refuses(text: str) -> None:
     with pytest.raises(ValueError):
-        _http._loads_stepwise(text, lambda value: value)
+        _http._loads_stepwise(text, lambda value, _: value)
 
 
 class Authority:

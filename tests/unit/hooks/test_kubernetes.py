@@ -765,6 +765,24 @@ async def test_a_deletion_that_no_watch_saw_is_no_verdict(
     assert set(feed.states(ref(value))) == {JobState.RUNNING, JobState.ABSENT}
 
 
+async def test_an_end_while_another_namespace_is_listed_is_told(api: FakeApi, hook: KubernetesHook) -> None:
+    value, other = api.put(pod("a1" * 16)), api.put(pod("a2" * 16, namespace="other"))
+    async with following(hook, ref(value)) as feed:
+        await feed.until(ref(value), JobState.RUNNING)
+        await until(lambda: api.streams)
+
+        async def slow(request: web.Request) -> web.StreamResponse:
+            api.becomes(value, "Succeeded")
+            await asyncio.sleep(0.2)  # for the watch to tell it meanwhile
+            return await api.answer(request)
+
+        api.once["list pods"] = [slow]
+        feed.followed.append(ref(other))
+        await feed.round()
+        await feed.until(ref(other), JobState.RUNNING)
+        await feed.until(ref(value), JobState.SUCCEEDED)
+
+
 async def test_a_pod_of_another_uid_is_not_followed(api: FakeApi, hook: KubernetesHook) -> None:
     value = api.put(pod(TOKEN))
     old = JobRef(ref(value).id, "00000000-0000-4000-8000-000000000000")

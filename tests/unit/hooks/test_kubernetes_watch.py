@@ -79,7 +79,7 @@ async def watches(api: FakeApi, running: dict[str, Any], watch: Watch) -> Watche
     watches = watch()
     await watches.open([NAMESPACE])
     await until(lambda: api.streams)
-    watches.forget_changes()
+    watches.take_changes()
     return watches
 
 
@@ -181,7 +181,7 @@ async def test_changes_are_told_as_they_come(api: FakeApi, watch: Watch) -> None
     value = api.put(pod(TOKEN, "Pending"))
     watches = watch()
     await watches.open([NAMESPACE])
-    watches.forget_changes()
+    watches.take_changes()
     async with listening(watches) as changed:
         new = api.put(pod("cd" * 16))
         await until_told(watches, new, JobState.RUNNING)
@@ -195,7 +195,7 @@ async def test_what_has_not_changed_is_not_told(api: FakeApi, watch: Watch) -> N
     value = api.put(pod(TOKEN))
     watches = watch()
     await watches.open([NAMESPACE])
-    watches.forget_changes()
+    watches.take_changes()
     async with listening(watches) as changed:
         api.put({**value, "metadata": value["metadata"] | {"annotations": {"a": "b"}}})
         last = api.put(pod("cd" * 16))
@@ -351,7 +351,7 @@ async def test_what_a_list_shows_again_is_not_told(api: FakeApi, watch: Watch) -
     api.once["watch pods"] = [streaming(watch_lines()[-1])]
     watches = watch()
     await watches.open([NAMESPACE])
-    watches.forget_changes()
+    watches.take_changes()
     async with listening(watches) as changed:
         await until(lambda: api.asked("list pods") == 2 and api.streams)
         value = api.put(pod("cd" * 16))
