@@ -1,4 +1,4 @@
-"""What our trigger is measured beside: a trigger that does nothing, and a client and a poll for each trigger."""
+"""What our trigger is measured beside: a trigger that only waits, and a client and a poll for each trigger."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 import aiohttp
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-__all__ = ["Nothing", "Polling", "known"]
+__all__ = ["Nothing", "Polling", "known", "waiting"]
 
 known: set[str] = set()
 """The jobs whose state a trigger knows; of one that does nothing: that it runs."""
+waiting: dict[str, asyncio.Event] = {}
+"""What a trigger that does nothing waits for, by job."""
 _shared: list[aiohttp.ClientSession] = []
 
 
 class Nothing(BaseTrigger):
-    """Airflow's own part: a trigger that waits."""
+    """Airflow's own part: a trigger that waits, and is told to end."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -29,8 +31,9 @@ class Nothing(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         known.add(self.job_id)
-        await asyncio.Event().wait()
-        yield TriggerEvent({})
+        waiting[self.job_id] = asyncio.Event()
+        await waiting[self.job_id].wait()
+        yield TriggerEvent({"job_id": self.job_id})
 
 
 class Polling(BaseTrigger):

@@ -20,7 +20,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -28,6 +27,8 @@ from airflow.executors.workloads.task import TaskInstanceDTO
 from airflow.executors.workloads.trigger import RunTrigger
 from airflow.jobs.triggerer_job_runner import TriggerEventEntry, TriggerRunner
 from airflow.models.trigger import Trigger
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import GetXCom, XComResult
 from airflow.sdk.log import configure_logging
 
 from benchmarks import peers
@@ -55,6 +56,25 @@ class Events(collections.deque[TriggerEventEntry]):
         super().append(entry)
 
 
+class Comms:
+    """
+    Airflow as the triggers ask it, by way of their supervisor: answers at once, and counts.
+
+    The way there and back is not in it.
+    """
+
+    def __init__(self) -> None:
+        self._reader_task: asyncio.Task[Any] | None = None
+        self.in_charge: dict[int | None, str] = {}
+        self.requests: collections.Counter[str] = collections.Counter()
+
+    async def asend(self, message: Any) -> Any:
+        self.requests[type(message).__name__] += 1
+        if isinstance(message, GetXCom):
+            return XComResult(key=message.key, value={"ti_id": self.in_charge.get(message.map_index)})
+        return None
+
+
 class Runner(TriggerRunner):
     """Gets its triggers from here."""
 
@@ -62,10 +82,11 @@ class Runner(TriggerRunner):
         super().__init__()  # type: ignore[no-untyped-call]
         self.events = self.came = Events()
         self.given: list[RunTrigger] = []
+        self.comms = Comms()
 
     async def init_comms(self) -> None:
-        nothing_to_read = asyncio.create_task(asyncio.Event().wait())
-        self.comms_decoder = SimpleNamespace(_reader_task=nothing_to_read)  # type: ignore[assignment]
+        self.comms._reader_task = asyncio.create_task(asyncio.Event().wait())
+        task_runner.SUPERVISOR_COMMS = self.comms_decoder = self.comms  # type: ignore[assignment]
 
     async def sync_state_to_supervisor(self, finished_ids: list[int]) -> None:
         self.process_trigger_events(finished_ids)
@@ -125,7 +146,7 @@ class Measured:
         await control("requests")
         await control(f"changing?rate={wanted['rate']}", "POST")
         used, steady = time.process_time(), time.monotonic()
-        await asyncio.sleep(window)
+        await self._pass(window)
         cpu = time.process_time() - used
         steady_end = time.monotonic()
         requests = await control("requests")
@@ -144,6 +165,7 @@ class Measured:
             "intervals": (steady_end - steady) / interval,
             "requests": requests,
             "changes": len(changes),
+            "asked_airflow": dict(self.runner.comms.requests),
             "latencies": sorted(came[job_id] - at for job_id, at in changes if job_id in came),
             "lag_p99": sorted(in_window)[int(0.99 * len(in_window))],
             "lag_max": max(lag for at, lag in self.lags if at >= began),
@@ -154,6 +176,15 @@ class Measured:
             at = time.monotonic()
             await asyncio.sleep(BEAT)
             self.lags.append((at, time.monotonic() - at - BEAT))
+
+    async def _pass(self, window: float) -> None:
+        """Let the time pass in which jobs end; the cluster sees to it, unless there are none."""
+        if self.wanted["kind"] != "nothing":
+            await asyncio.sleep(window)
+            return
+        for job_id in [job[0] for job in self.wanted["jobs"][: int(window * self.wanted["rate"])]]:
+            peers.waiting[job_id].set()
+            await asyncio.sleep(1 / self.wanted["rate"])
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -179,6 +210,7 @@ class Measured:
     def _workload(self, job_id: str, uid: str, token: str, path: str, conn_id: str) -> RunTrigger:
         wanted, number = self.wanted, next(self.numbers)
         ti_id = uuid.uuid4()
+        self.runner.comms.in_charge[number] = str(ti_id)
         trigger: Any
         if wanted["kind"] == "ours":
             arguments = JobTriggerArguments(
@@ -192,6 +224,7 @@ class Measured:
                 task_id="job",
                 map_index=number,
                 ti_id=str(ti_id),
+                deferred_at=time.time() - 3600,
                 interval=wanted["interval"],
                 deadline=time.time() + 86400,
             )
