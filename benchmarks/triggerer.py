@@ -129,13 +129,15 @@ class Measured:
         interval, window = wanted["interval"], wanted["window"]
         first, *rest = wanted["jobs"]
         # What is paid once, for the first one.
-        self._give([first, *wanted["beside"][:1]])
+        self.runner.given += [self._workload(*job) for job in (first, *wanted["beside"][:1])]
         await self._until(lambda: self._known() >= 1, 60)
         await asyncio.sleep(1.0)
         await control("requests")
         memory = resident()
+        given = [self._workload(*job) for job in (*rest, *wanted["beside"][1:])]
         began, used = time.monotonic(), time.process_time()
-        self._give([*rest, *wanted["beside"][1:]])
+        self.runner.given += given
+        del given
         await self._until(lambda: self._known() >= len(wanted["jobs"]), wanted["patience"])
         known_after = time.monotonic() - began
         start_cpu = time.process_time() - used
@@ -203,9 +205,6 @@ class Measured:
             for group in each._subscriptions.values()
             for subscription in group
         )
-
-    def _give(self, jobs: list[list[str]]) -> None:
-        self.runner.given += [self._workload(*job) for job in jobs]
 
     def _workload(self, job_id: str, uid: str, token: str, path: str, conn_id: str) -> RunTrigger:
         wanted, number = self.wanted, next(self.numbers)

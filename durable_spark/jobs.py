@@ -300,7 +300,7 @@ class Submission:
 
     def to_json(self) -> dict[str, Any]:
         """Return the submission as plain JSON values, for the store and for a trigger's arguments."""
-        value = dataclasses.asdict(self)
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         value["evidence"] = dict(self.evidence)
         value["job"] = list(self.job) if self.job else None
         return value

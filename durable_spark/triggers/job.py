@@ -279,13 +279,19 @@ class JobTrigger(BaseTrigger):
     """
     Waits for the end of one job.
 
-    :param arguments: :meth:`JobTriggerArguments.to_json`.
+    :param arguments: :meth:`JobTriggerArguments.to_json`, or its text.
+    :raises TypeError: when they are no such arguments. By that Airflow knows a trigger that cannot be made; any other
+        exception would end the triggerer, and with it everybody's triggers (3.3.2).
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: str | dict[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.logger()  # one for the class: else each of thousands makes its own
-        self._args = JobTriggerArguments.from_json(arguments)
+        try:
+            values = json.loads(arguments) if isinstance(arguments, str) else arguments
+            self._args = JobTriggerArguments.from_json(values)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise TypeError(f"these are no arguments of a {type(self).__name__}: {error!r:.200}") from error
         self._job = self._args.job
         self._began = time.time()
         self._look_for_double_at: float | None = None
@@ -294,14 +300,13 @@ class JobTrigger(BaseTrigger):
         self._noted: JobEvent | None = None
         self._dead_by = 0.0
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What :meth:`serialize` returns. Not kept: parsed, they take a quarter of the memory."""
-        return self._args.to_json()
-
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments, as Airflow stores them."""
-        return "durable_spark.triggers.job.JobTrigger", {"arguments": self.arguments}
+        """
+        Return class path and arguments, as Airflow stores them.
+
+        As a text, because Airflow goes through every value of what is not one each time that a trigger is made.
+        """
+        return f"{type(self).__module__}.{type(self).__qualname__}", {"arguments": json.dumps(self._args.to_json())}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the job, then yield one event."""
@@ -686,10 +691,6 @@ class SubmissionTrigger(JobTrigger):
     :param arguments: :meth:`JobTriggerArguments.to_json`; the job in them is not known and only has a name to be
         called by, the deadline is when the waiting ends.
     """
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments, as Airflow stores them."""
-        return "durable_spark.triggers.job.SubmissionTrigger", {"arguments": self.arguments}
 
     async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
         backoff = wait_random_exponential(multiplier=self._patience, max=max(LONGEST_BACKOFF, self._patience))

@@ -236,7 +236,7 @@ class TestDeadline:
         for hours_ago in (2, 1):
             one = instance.begin(execution_timeout=datetime.timedelta(hours=3))
             one.start_date -= datetime.timedelta(hours=hours_ago)
-            deadlines.append(one.execute().trigger.serialize()[1]["arguments"]["deadline"] - time.time())
+            deadlines.append(one.execute().trigger._args.to_json()["deadline"] - time.time())
         assert deadlines == pytest.approx([3600, 7200], abs=10)
 
     def test_nothing_is_submitted_after_it(self, instance: TaskInstance, service: Service) -> None:
@@ -317,7 +317,7 @@ class TestOutage:
         service.unreachable = False
         deferral = second.again()
         assert job_of(deferral) == "job-1"
-        assert deferral.trigger.serialize()[1]["arguments"]["sent_before"] is True
+        assert deferral.trigger._args.to_json()["sent_before"] is True
 
     @pytest.mark.parametrize("arrived", [True, False])
     def test_at_the_request_itself_takes_no_retry(
@@ -342,7 +342,7 @@ class TestOutage:
         service.unreachable = True
         second = died.begin(outage_timeout=600.0, execution_timeout=HOUR, on_kill="keep")
         deferral = second.execute()
-        arguments = deferral.trigger.serialize()[1]["arguments"]
+        arguments = deferral.trigger._args.to_json()
         assert arguments["submission"]["token"] == second.record["submission"]["token"]
         assert arguments["deadline"] == pytest.approx(second.start_date.timestamp() + 600)
         assert (arguments["kill"], arguments["quiet"] > 0) == (False, True)
@@ -365,7 +365,7 @@ class TestOutage:
         first.start_date -= datetime.timedelta(seconds=waited)
         deferral = first.execute()
         assert waits(deferral)
-        assert deferral.trigger.serialize()[1]["arguments"]["quiet"] == pytest.approx(quiet, abs=2)
+        assert deferral.trigger._args.to_json()["quiet"] == pytest.approx(quiet, abs=2)
 
     def test_is_given_up_after_its_time_and_the_next_try_looks_again(
         self, died: TaskInstance, service: Service
@@ -657,7 +657,7 @@ class TestChangedCode:
         instance.begin().execute()
         deferral = instance.begin(conn_id="other").execute()
         assert job_of(deferral) == "job-1"
-        assert deferral.trigger.serialize()[1]["arguments"]["conn_id"] == "other"
+        assert deferral.trigger._args.to_json()["conn_id"] == "other"
         assert "have changed" not in capsys.readouterr().out
 
     def test_a_success_of_the_old_ones_is_said_to_be_one(

@@ -216,7 +216,7 @@ class TestTheWorkersOwnLife:
     @pytest.mark.parametrize(("arguments", "expected"), [({}, 1800.0), ({"start_timeout": None}, None)])
     def test_how_long_a_start_may_take(self, instance: TaskInstance, arguments: Any, expected: float | None) -> None:
         deferral = instance.begin(**arguments).execute()
-        assert deferral.trigger.serialize()[1]["arguments"]["start_timeout"] == expected
+        assert deferral.trigger._args.to_json()["start_timeout"] == expected
 
     def test_a_job_that_never_starts_fails_with_its_cause(
         self, instance: TaskInstance, service: Service, airflow: dict[str, Any]

@@ -57,7 +57,7 @@ def instance() -> TaskInstance:
 
 def job_of(deferral: Any) -> str:
     assert isinstance(deferral, TaskDeferred), deferral
-    return str(deferral.trigger.serialize()[1]["arguments"]["job"][0])
+    return str(deferral.trigger._args.to_json()["job"][0])
 
 
 def elsewhere(call: Callable[[], Any]) -> Any:
@@ -125,7 +125,7 @@ class TestFirstTry:
     def test_the_deadline_is_absolute_and_has_a_backstop(self, instance: TaskInstance) -> None:
         first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
         deferral = first.execute()
-        arguments = deferral.trigger.serialize()[1]["arguments"]
+        arguments = deferral.trigger._args.to_json()
         assert arguments["deadline"] == pytest.approx(first.start_date.timestamp() + 3600)
         assert 3600 < deferral.timeout <= 3600 + 120
 
@@ -222,7 +222,7 @@ class TestRetry:
         assert service.jobs["job-1"].token == token
         assert second.record["submission"]["ordinal"] == 1
         assert second.record["submission"]["cluster_time"] == 1000.0
-        assert deferral.trigger.serialize()[1]["arguments"]["sent_before"] is True
+        assert deferral.trigger._args.to_json()["sent_before"] is True
 
     def test_died_between_post_and_store(self, instance: TaskInstance, service: Service) -> None:
         service.die_after_submit = True

@@ -164,7 +164,7 @@ def upstreams() -> TaskInstance:
 
 def job_of(deferral: Any) -> str:
     assert isinstance(deferral, TaskDeferred), deferral
-    return str(deferral.trigger.serialize()[1]["arguments"]["job"][0])
+    return str(deferral.trigger._args.to_json()["job"][0])
 
 
 def event(instance: TaskInstance, kind: str, **more: Any) -> dict[str, Any]:
@@ -319,7 +319,7 @@ class TestArguments:
 
     def test_the_interval_reaches_the_trigger(self, instance: TaskInstance) -> None:
         deferral = instance.begin(status_poll_interval=20).execute()
-        assert deferral.trigger.serialize()[1]["arguments"]["interval"] == 20
+        assert deferral.trigger._args.to_json()["interval"] == 20
 
     def test_it_can_be_mapped_and_serialised(self) -> None:
         with DAG("dag", schedule=None) as dag:

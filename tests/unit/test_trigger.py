@@ -918,14 +918,22 @@ class TestArguments:
         assert JobTrigger(**arguments).serialize() == (path, arguments)
 
     def test_keys_of_a_newer_version_are_ignored(self) -> None:
-        arguments = trigger().arguments
+        arguments = trigger()._args.to_json()
         assert JobTrigger({**arguments, "v": 2, "surprise": 1})._args == trigger()._args
 
     def test_of_an_older_version_are_understood(self) -> None:
-        arguments = trigger(start_timeout=5.0).arguments
+        arguments = trigger(start_timeout=5.0)._args.to_json()
         assert JobTrigger(arguments)._args.start_timeout == 5.0
         del arguments["start_timeout"]
         assert JobTrigger(arguments)._args == trigger(start_timeout=None)._args
+
+    @pytest.mark.parametrize("arguments", [None, "", "[]", "{}", "[" * 100_000, {}, {"cluster": 1}, {"submission": {}}])
+    def test_what_are_none_end_one_trigger_only(self, arguments: Any) -> None:
+        """Airflow's triggerer makes triggers one after the other, and is ready for a TypeError alone."""
+        if isinstance(arguments, dict):
+            arguments = {**trigger()._args.to_json(), **arguments} if arguments else {}
+        with pytest.raises(TypeError, match="no arguments of a JobTrigger"):
+            JobTrigger(arguments)
 
     @pytest.mark.parametrize("path", ["os.path.join", "subprocess.Popen", "no.such.Hook", "durable_spark.jobs.JobRef"])
     async def test_the_hook_must_be_one(self, path: str) -> None:
