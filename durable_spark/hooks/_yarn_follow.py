@@ -191,11 +191,12 @@ async def follow(
         to_ask += [job for job in wanted if job not in learnt and job not in by_list and _open(known.get(job))]
         learnt.update(await jobs.look(to_ask))
 
-        known.update(learnt)
+        # What has not changed stays as it is: thousands that are made anew leave the memory full of holes.
+        known.update({job: seen for job, seen in learnt.items() if known.get(job) != seen})
         news = {
             job: seen.status
-            for job, seen in (known if due else learnt).items()
-            if seen.status != told.get(job) or seen.status.state is JobState.ABSENT  # which must be said twice
+            for job in (known if due else learnt)
+            if (seen := known[job]).status != told.get(job) or seen.status.state is JobState.ABSENT  # to be said twice
         }
         told.update(news)
         yield news

@@ -85,6 +85,8 @@ The state of a task instance that is about to be scheduled (again): after a clea
 is dead, or when it was deleted (as by ``airflow db clean``) and is made anew because its run is there. Airflow answers
 ``null``, or nothing (tried on 3.3.2).
 """
+_MANY = 100
+"""Jobs that are followed beside one from which on its log does not say again what it most likely says already."""
 _LINKS_APART = 0.1
 """
 Seconds between the links of two jobs, on average, when many are taken over at once from another triggerer. They cost a
@@ -744,7 +746,10 @@ class _Narrator:
         """
         why = f": {status.message}" if status.held_up_since is not None and status.message else ""
         said, self._said = self._said, (status.job, status.raw, why)
-        if said != self._said:
+        new = said != self._said
+        if said is None and status.state.active and not why:
+            new = not (self._trigger.taken_over and beside >= _MANY)
+        if new:
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
             self._trigger.log.info("%s is %s%s%s", status.job, status.raw or status.state.value, why, links)
         if status.links and not self._trigger._args.on_worker:
