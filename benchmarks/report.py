@@ -18,9 +18,11 @@ from pathlib import Path
 
 import durable_spark
 
-__all__ = ["milliseconds", "publish", "row"]
+__all__ = ["STATIC", "milliseconds", "publish", "row"]
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+STATIC = _PAGE.parent / "_static"
+"""Where pictures go."""
 
 
 def row(name: str, seconds: Sequence[float]) -> str:
