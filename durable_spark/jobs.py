@@ -91,6 +91,8 @@ TRY_XCOM_KEY = "durable_spark_try"
 ENDED_BY_A_PERSON = frozenset({"failed", "success", "skipped", "removed", None})
 """States of a task instance whose job nobody waits for any more; ``None``: the task instance is gone."""
 
+_FAR = 1e15
+"""No time and no count that is stored comes near; an infinity, or what is no number, does not pass, either."""
 _TOKEN = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -536,7 +538,7 @@ class Record:
             verdict=_verdict(value.get("verdict")),
             killing=value.get("killing") is True,
             unanswered=value.get("unanswered") is True,
-            previous=tuple(PreviousSubmission(*(_text(part, "previous") for part in entry)) for entry in previous),
+            previous=tuple(map(_previous, previous)),
         )
 
 
@@ -569,9 +571,15 @@ def _text(value: Any, what: str) -> str:
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _FAR:
         raise ValueError(f"{what} is not a number")
     return value
+
+
+def _previous(value: Any) -> PreviousSubmission:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ValueError("a previous submission is not token, job and state")
+    return PreviousSubmission(*(_text(part, "previous") for part in value))
 
 
 def _optional_number(value: Any, what: str) -> float | None:

@@ -48,6 +48,7 @@ __all__ = [
     "Stream",
     "for_each",
     "ssl_context",
+    "whole_characters",
 ]
 
 _T = TypeVar("_T")
@@ -106,22 +107,16 @@ class Answer:
     @property
     def date(self) -> float | None:
         """The server's clock, in seconds since the epoch, truncated to seconds; from the header ``Date``."""
-        try:
-            return parsedate_to_datetime(self.headers.get("Date", "")).timestamp()
-        except ValueError:
-            return None
+        return _moment(self.headers.get("Date", ""))
 
     @property
     def retry_after(self) -> float | None:
         """Seconds that the server asks to be left alone for; from ``Retry-After``, in seconds or as a date."""
         value = self.headers.get("Retry-After", "").strip()
-        if value.isdigit():
+        if value.isascii() and value.isdigit():
             return float(value)
-        try:
-            until = parsedate_to_datetime(value).timestamp()
-        except ValueError:
-            return None
-        return max(0.0, until - self.date) if self.date is not None else None
+        until, now = _moment(value), self.date
+        return max(0.0, until - now) if until is not None and now is not None else None
 
     def expect_ok(self) -> Answer:
         """
@@ -174,12 +169,20 @@ class Answer:
 
     def _object(self, element: Callable[[Any, str], Any], within: str) -> dict[str, Any]:
         try:
-            value = _loads_stepwise(self.body.decode(), element, within)
+            value = _loads_stepwise(whole_characters(self.body.decode()), element, within)
         except (ValueError, RecursionError) as error:
             raise InvalidAnswer(f"{self.url} did not answer with JSON: {self.excerpt!r}") from error
         if not isinstance(value, dict):
             raise InvalidAnswer(f"{self.url} did not answer with a JSON object: {self.excerpt!r}")
         return value
+
+
+def _moment(text: str) -> float | None:
+    """Return the time that a header tells, in seconds since the epoch."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):  # the latter for the year 99999999999
+        return None
 
 
 class Stream:
@@ -375,7 +378,7 @@ async def ssl_context(ca: str) -> ssl.SSLContext:
             return ssl.create_default_context(cadata=ca)
         pem = await asyncio.to_thread(Path(ca).read_text)
         return ssl.create_default_context(cadata=pem)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+    except (OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError; TypeError: it is not ASCII
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         raise BadConfiguration(
             f"the extra 'ca' of the connection cannot be used as a certificate authority ({reason}): "
@@ -410,6 +413,20 @@ async def _read(response: aiohttp.ClientResponse, *, url: str, limit: int) -> by
             raise AnswerTooLong(f"the answer of {url} is longer than {limit} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+_HIGH, _LOW = r"\\u[dD][89aAbB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
+
+
+def whole_characters(text: str) -> str:
+    """
+    Return JSON without the halves of characters that stand in it as escapes: each becomes U+FFFD.
+
+    A message that Java has cut off in the middle of an emoji ends in one, and neither a URL, nor Airflow's database,
+    nor the way there takes a text with it.
+    """
+    return _HALF.sub(r"\\ufffd", text) if "\\ud" in text or "\\uD" in text else text
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -263,7 +263,7 @@ def _deleted_before_its_end(metadata: Mapping[str, Any], status: Mapping[str, An
     if deadline is None:
         return False
     grace = metadata.get("deletionGracePeriodSeconds")
-    requested = deadline - (grace if isinstance(grace, int) else 0)
+    requested = deadline - (grace if isinstance(grace, int) and abs(grace) < 1 << 63 else 0)
     ends = [
         (end, terminated) for _, terminated in _terminated(status) if (end := time_of(terminated.get("finishedAt")))
     ]

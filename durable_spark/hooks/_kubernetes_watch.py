@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from durable_spark.hooks._http import ConnectionLost
+from durable_spark.hooks._http import ConnectionLost, whole_characters
 from durable_spark.hooks._kubernetes_api import Api, Gone
 from durable_spark.hooks._kubernetes_status import TOKEN, place_of, read_pod
 from durable_spark.jobs import ClusterUnreachable, InvalidAnswer, JobRef, JobStatus
@@ -238,7 +238,7 @@ def _event(line: bytes) -> tuple[str, Mapping[str, Any]]:
     :raises InvalidAnswer: for what is no event.
     """
     try:
-        event = json.loads(line)
+        event = json.loads(whole_characters(line.decode()))
         kind, value = event["type"], event["object"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidAnswer(f"the API server sent what is no event: {line[:200]!r}") from error
@@ -257,7 +257,9 @@ def _event(line: bytes) -> tuple[str, Mapping[str, Any]]:
 def _seconds(status: Mapping[str, Any]) -> float | None:
     details = status.get("details")
     seconds = details.get("retryAfterSeconds") if isinstance(details, Mapping) else None
-    return float(seconds) if isinstance(seconds, int) and not isinstance(seconds, bool) else None
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not 0 <= seconds < 1 << 31:
+        return None
+    return float(seconds)
 
 
 def _version(value: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,7 @@ _DRIVER_ID = re.compile(r"driver-[0-9]{14}-[0-9]{4,12}", re.ASCII)
 _START_TIME = re.compile(r"(?<![0-9])[0-9]{14}(?![0-9])", re.ASCII)
 _LABEL = re.compile(rf'"-D({"|".join(map(re.escape, (TOKEN, OWNER, DEPLOYMENT)))})=([^"\n]*)"')
 _END_OF_COMMAND = re.compile(r"^={40}$", re.MULTILINE)
-_LOG_HEADER = re.compile(r"==== Bytes [0-9]+-[0-9]+ of ([0-9]+) of [^\n]*\n")
+_LOG_HEADER = re.compile(r"==== Bytes [0-9]+-[0-9]+ of ([0-9]{1,18}) of [^\n]*\n")
 
 _DRIVERS = ("activedrivers", "completeddrivers")
 _STATES = {

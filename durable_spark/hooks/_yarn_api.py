@@ -111,7 +111,7 @@ class Applications:
         _, answer = await ask(f"appstatistics?states={','.join(ENDED_STATES)}", limit=APP_LIMIT)
         try:
             return sum(int(item["count"]) for item in (await _expect_ok(answer).json())["appStatInfo"]["statItem"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise InvalidAnswer(f"{answer.url} does not count applications: {answer.excerpt!r}") from error
 
     async def remembers(self, manager: Manager) -> int | None:

@@ -213,7 +213,8 @@ class Managers:
             version = re.sub(r"[^\w.+-]", "", str(told["resourceManagerVersion"]))[:40]  # type: ignore[index]
         except (KeyError, TypeError) as error:
             raise InvalidAnswer(f"{answer.url} does not say who it is: {answer.excerpt!r}") from error
-        if not isinstance(state, str) or isinstance(started, bool) or not isinstance(started, int):
+        numbered = isinstance(started, int) and not isinstance(started, bool) and 0 <= started < 1 << 63
+        if not isinstance(state, str) or not numbered:
             raise InvalidAnswer(f"{answer.url} does not say who it is: {answer.excerpt!r}")
         if answer.date is None:
             raise InvalidAnswer(f"{answer.url} does not tell the time (header Date)")

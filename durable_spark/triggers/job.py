@@ -79,6 +79,8 @@ _DOUBLES_EVERY = 600.0
 _KILL_CONFIRMED_WITHIN = 30.0
 _MESSAGE_LIMIT = 1000
 _AIRFLOW_ANSWERS_WITHIN = 10.0
+_FAR = 1e15
+"""Seconds beyond any time there is; an infinity, or what is no number, does not pass, either."""
 NO_STATUS = "no_status"
 """
 The state of a task instance that is about to be scheduled (again): after a clear, when the scheduler that had queued it
@@ -162,18 +164,46 @@ class JobTriggerArguments:
         return value
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> JobTriggerArguments:
+    def from_json(cls, value: Any) -> JobTriggerArguments:
         """
         Return the arguments that :meth:`to_json` wrote; keys that a newer version added are ignored.
 
         What thousands of triggers have in common is kept once.
+
+        :raises ValueError: when the value is not such arguments.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        known = {name: _once(part) if isinstance(part, str) else part for name, part in value.items() if name in names}
+        if not isinstance(value, Mapping):
+            raise ValueError("they are not an object")
+        types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        known = {name: _once(part) if isinstance(part, str) else part for name, part in value.items() if name in types}
+        known["submission"] = Submission.from_json(known.get("submission"))
+        for name in ("cluster", "job"):
+            parts = known.get(name)
+            if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+                raise ValueError(f"{name} is not a list of texts")
+        for name in known.keys() - {"submission", "cluster", "job"}:
+            _expect_type(name, known[name], types[name])
         known["cluster"] = _once(tuple(known["cluster"]))
-        known["job"] = JobRef(*known["job"])
-        known["submission"] = Submission.from_json(known["submission"])
-        return cls(**known)
+        try:
+            known["job"] = JobRef(*known["job"])
+            return cls(**known)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+}
+
+
+def _expect_type(name: str, value: Any, annotation: str) -> None:
+    wrong = not isinstance(value, _TYPES[annotation]) or (isinstance(value, bool) and annotation != "bool")
+    if wrong or (isinstance(value, (int, float)) and not abs(value) < _FAR):
+        raise ValueError(f"{name} is {value!r:.40}, not {annotation}")
 
 
 @functools.lru_cache(maxsize=256)
@@ -292,8 +322,8 @@ class JobTrigger(BaseTrigger):
         try:
             values = json.loads(arguments) if isinstance(arguments, str) else arguments
             self._args = JobTriggerArguments.from_json(values)
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise TypeError(f"these are no arguments of a {type(self).__name__}: {error!r:.200}") from error
+        except (RecursionError, ValueError) as error:
+            raise TypeError(f"these are not the arguments of a trigger: {error!s:.200}") from error
         self._job = self._args.job
         self._began = time.time()
         self._look_for_double_at: float | None = None

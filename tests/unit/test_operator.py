@@ -1208,6 +1208,15 @@ class TestKilledByUs:
         assert Record.from_json(value).to_json() == value
         assert Record.from_json({**value, **change}).killing is killing
 
+    @pytest.mark.parametrize(
+        "change",
+        [{"intended_at": float("inf")}, {"previous": [None]}, {"previous": [["token"]]}, {"job": ["a", "b", "c"]}],
+        ids=str,
+    )
+    def test_what_is_no_record(self, instance: TaskInstance, killed: None, change: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"is not|are not"):
+            Record.from_json({**instance.store["durable_spark"], **change})
+
     def test_a_record_of_it_that_knows_no_answers(self, instance: TaskInstance, killed: None) -> None:
         del instance.store["durable_spark"]["unanswered"]
         assert Record.from_json(instance.store["durable_spark"]).unanswered is False

@@ -927,12 +927,37 @@ class TestArguments:
         del arguments["start_timeout"]
         assert JobTrigger(arguments)._args == trigger(start_timeout=None)._args
 
-    @pytest.mark.parametrize("arguments", [None, "", "[]", "{}", "[" * 100_000, {}, {"cluster": 1}, {"submission": {}}])
-    def test_what_are_none_end_one_trigger_only(self, arguments: Any) -> None:
-        """Airflow's triggerer makes triggers one after the other, and is ready for a TypeError alone."""
-        if isinstance(arguments, dict):
-            arguments = {**trigger()._args.to_json(), **arguments} if arguments else {}
-        with pytest.raises(TypeError, match="no arguments of a JobTrigger"):
+    @pytest.mark.parametrize("arguments", [None, "", "[]", "{}", "[" * 100_000, {}])
+    def test_what_are_none_fail_this_trigger_alone(self, arguments: Any) -> None:
+        with pytest.raises(TypeError, match="not the arguments of a trigger"):
+            JobTrigger(arguments)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"job": None},
+            {"job": ["a", "b", "c"]},
+            {"cluster": "spark://m"},
+            {"submission": {"token": "x"}},
+            {"hook": None},
+            {"deadline": "soon"},
+            {"outage_timeout": None},
+            {"outage_timeout": float("inf")},
+            {"kill": "yes"},
+            {"map_index": True},
+        ],
+        ids=str,
+    )
+    def test_what_is_wrong_fails_this_trigger_alone(self, change: dict[str, Any]) -> None:
+        """Whatever a constructor raises but TypeError ends the triggerer, and the next one (Airflow 3.3.2)."""
+        with pytest.raises(TypeError, match="not the arguments of a trigger"):
+            JobTrigger({**trigger()._args.to_json(), **change})
+
+    @pytest.mark.parametrize("name", ["hook", "job", "submission", "ti_id"])
+    def test_what_is_missing_does_so_too(self, name: str) -> None:
+        arguments = trigger()._args.to_json()
+        del arguments[name]
+        with pytest.raises(TypeError, match="not the arguments of a trigger"):
             JobTrigger(arguments)
 
     @pytest.mark.parametrize("path", ["os.path.join", "subprocess.Popen", "no.such.Hook", "durable_spark.jobs.JobRef"])

@@ -331,6 +331,8 @@ def test_statuses(status: int, kind: type[DurableJobError]) -> None:
         ("Mon, 23 Nov 2026 03:20:00 GMT", 0.0),
         ("soon", None),
         ("-5", None),
+        ("²", None),
+        ("Mon, 23 Nov 99999999999 03:20:25 GMT", None),
         ("", None),
     ],
 )
@@ -338,6 +340,27 @@ def test_retry_after(value: str, seconds: float | None) -> None:
     with pytest.raises(ClusterUnreachable) as caught:
         answer(503, Retry_After=value, Date="Mon, 23 Nov 2026 03:20:15 GMT").expect_ok()
     assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("value", ["", "now", "Mon, 23 Nov 99999999999 03:20:25 GMT"])
+def test_a_clock_that_tells_no_time(value: str) -> None:
+    assert answer(200, Date=value).date is None
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (rb'{"a": "cut off \ud83d"}', "cut off \ufffd"),
+        (rb'{"a": "\uDE00 begun late"}', "\ufffd begun late"),
+        (rb'{"a": "\ud83d\uD83D\ude00\ude00"}', "\ufffd\U0001f600\ufffd"),
+        (rb'{"a": "\ud83d\ude00 \u00e9"}', "\U0001f600 é"),
+    ],
+)
+async def test_half_a_character_becomes_one(body: bytes, text: str) -> None:
+    """Java cuts texts off anywhere, and what is left can be neither asked for in a URL nor written to a database."""
+    told = await Answer(url="http://x/", status=200, headers={}, body=body).json()
+    assert told == {"a": text}
+    assert told["a"].encode()
 
 
 async def test_redirects_are_not_followed(stack: AsyncExitStack, client: HttpClient) -> None:
@@ -426,7 +449,7 @@ async def test_tls_where_there_is_none(stack: AsyncExitStack, client: HttpClient
         await client.request("GET", url.replace("http:", "https:"), limit=100)
 
 
-@pytest.mark.parametrize("ca", ["/no/such/file", "-----BEGIN nonsense", __file__])
+@pytest.mark.parametrize("ca", ["/no/such/file", "-----BEGIN nonsense", "-----BEGIN é", __file__])
 async def test_an_authority_that_cannot_be_read(ca: str) -> None:
     with pytest.raises(BadConfiguration, match=r"'ca'.*PEM"):
         await ssl_context(ca)

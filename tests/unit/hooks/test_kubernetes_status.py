@@ -293,6 +293,12 @@ def test_a_deletion_at_no_time_is_none(deadline: Any) -> None:
     assert read(value).status.state is JobState.FAILED
 
 
+def test_a_grace_period_without_end_is_none() -> None:
+    container = ended(1, time="03:20:05")
+    value = deleted(with_status("Failed", containerStatuses=[container]), "03:20:00", 10**400)
+    assert read(value).status.state is JobState.KILLED
+
+
 # --- what else is read
 
 

@@ -452,14 +452,17 @@ async def test_not_a_watch(api: FakeApi, watch: Watch, how: Handler, kind: type[
     assert seen.state is JobState.RUNNING
 
 
-async def test_an_error_says_when_to_come_again(api: FakeApi, watch: Watch) -> None:
-    error = ERROR | {"code": 429, "details": {"retryAfterSeconds": 7}}
+@pytest.mark.parametrize(
+    ("seconds", "pause"), [(7, 7.0), (10**400, None), (-1, None), (True, None)], ids=["7", "huge", "negative", "flag"]
+)
+async def test_an_error_says_when_to_come_again(api: FakeApi, watch: Watch, seconds: int, pause: float | None) -> None:
+    error = ERROR | {"code": 429, "details": {"retryAfterSeconds": seconds}}
     api.instead["watch pods"] = streaming(event("ERROR", error))
     watches = watch()
     await watches.open([NAMESPACE])
     caught = await failure(watches)
     assert isinstance(caught, ClusterUnreachable)
-    assert caught.retry_after == 7.0
+    assert caught.retry_after == pause
 
 
 @pytest.mark.parametrize(

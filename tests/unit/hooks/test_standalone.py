@@ -13,7 +13,7 @@ import pytest
 
 from durable_spark.hooks import _http, standalone
 from durable_spark.hooks._standalone_masters import PAGE_LIMIT
-from durable_spark.hooks._standalone_pages import listed_drivers
+from durable_spark.hooks._standalone_pages import listed_drivers, log_text, parse_page
 from durable_spark.jobs import (
     Absent,
     AuthenticationFailed,
@@ -1024,3 +1024,14 @@ async def glimpse(hook: QuickHook, submission: Submission) -> JobRef | None:
     """Look at once, however long the last look took."""
     hook._glimpse_again = 0.0
     return await hook.glimpse(submission)
+
+
+def test_a_driver_begun_at_no_time_is_on_no_page() -> None:
+    page = recorded_json("page.json") | {"activedrivers": [driver(1, "RUNNING") | {"starttime": float("inf")}]}
+    with pytest.raises(InvalidAnswer, match="not the page"):
+        parse_page(page, address="http://m:8080", time=NOW)
+
+
+def test_a_log_without_end_is_no_log() -> None:
+    with pytest.raises(InvalidAnswer, match="not a worker's log page"):
+        log_text(f"==== Bytes 0-0 of {'9' * 5000} of /stderr ====\n")

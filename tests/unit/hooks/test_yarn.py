@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from durable_spark.hooks import _http
+from durable_spark.hooks._http import Answer
 from durable_spark.jobs import (
     Absent,
     BadArguments,
@@ -844,6 +845,7 @@ async def test_something_else_at_the_address(yarn: FakeYarn, yarn_hook: QuickYar
         '{"clusterInfo": {"haState": 3, "startedOn": 1, "resourceManagerVersion": "x"}}',
         '{"clusterInfo": {"haState": "ACTIVE", "startedOn": "x", "resourceManagerVersion": "x"}}',
         '{"clusterInfo": {"haState": "ACTIVE", "startedOn": true, "resourceManagerVersion": "x"}}',
+        '{"clusterInfo": {"haState": "ACTIVE", "startedOn": 1%s, "resourceManagerVersion": "x"}}' % ("0" * 400),
     ],
 )
 async def test_who_it_is_cannot_be_told(yarn: FakeYarn, yarn_hook: QuickYarnHook, body: str) -> None:
@@ -864,3 +866,14 @@ async def test_links(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
     yarn.manager.add(row(1))
     links = (await yarn_hook.poll([job(1)]))[job(1)].links
     assert links[Link.JOB] == f"{yarn.manager.url}/cluster/app/{app_id(1)}"
+
+
+async def test_what_is_counted_without_end_is_no_count(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
+    counts = '{"appStatInfo": {"statItem": [{"state": "FAILED", "count": 1e999}]}}'
+    manager = yarn.manager
+
+    async def count(path: str, *, limit: int) -> Any:
+        return manager, Answer(url="http://rm/", status=200, headers={}, body=counts.encode())
+
+    with pytest.raises(InvalidAnswer, match="does not count"):
+        await yarn_hook._apps.count_of_ended(count)
