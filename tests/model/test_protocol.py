@@ -1,0 +1,588 @@
+"""
+The protocol as a state machine: the product's own operator and triggers, and all that can happen around them.
+
+Hypothesis chooses what happens next, in whatever order: a worker runs on for so many effects, is killed, is cut off and
+wakes up late; a triggerer dies, or its triggers move; a person clears or marks; the cluster restarts, forgets, answers
+late, or not at all, or what is not true any more. After each step the promises of ``docs/reliability.md`` are checked,
+and at the end everything heals and the task must come to its end. What fails is shrunk to a short story.
+
+What the documentation names as limits is exempt, and nothing else; each exemption is a line of
+:meth:`Protocol.on_send`, :meth:`Protocol.on_kill` or :meth:`Protocol.expect_nothing_left`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.sdk.execution_time.xcom import XCom
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from durable_spark.jobs import JobState, Record, Submission
+from durable_spark.operators import _conversation
+from durable_spark.operators import job as operator_module
+from durable_spark.operators.job import DurableJobOperator
+from durable_spark.triggers import feed as feed_module
+from durable_spark.triggers import job as trigger_module
+from tests.model.clock import Clock, Loop
+from tests.model.cluster import Cluster, Job, SimulatedHook
+from tests.model.processes import ModelInstance, Processes, Triggerer, Until, Worker
+from tests.unit.tries import Died
+
+STEPS, A_FEW_STEPS = 20_000, 2_500
+LONG = 50
+"""Steps of a story."""
+HOOK = f"{SimulatedHook.__module__}.{SimulatedHook.__qualname__}"
+HOUR = 3600.0
+
+PLACES = ["send", "arrive", "answer", "write durable_spark", "find", "poll", "kill", "killed", "push durable_spark_try"]
+ENDS = st.sampled_from(["", "", "dies", "is cut off"])
+effects = st.sampled_from([None, None, None, None, *PLACES, "report", "read the state", *range(1, 30, 3)])
+"""How far a process runs: to its end, to before an effect, or for so many."""
+clock: Clock
+protocol: Protocol
+
+
+class Protocol(RuleBasedStateMachine):
+    """One task instance, with all that may befall it."""
+
+    steps = 0
+    examples = 0
+
+    def __init__(self) -> None:
+        global protocol
+        super().__init__()
+        type(self).examples += 1
+        protocol = self
+        self.airflow = Processes(clock)
+        self.tokens: dict[str, int] = {}
+        """The generation of each submission that was sent."""
+        self.order: list[str] = []
+        self.generation = 0
+        self.state: str | None = "scheduled"
+        self.person_came = False
+        self.excused = False
+        """Whether what is left running is left by one of the limits, or as it was asked for."""
+        self.resume: tuple[str, Any] | None = None
+        self.deferral: TaskDeferred | None = None
+        self.deferred_at = 0.0
+        self.worker: Worker | None = None
+        self.late: list[Worker] = []
+        self.triggerer = Triggerer(self.airflow)
+        self.others: list[Triggerer] = []
+        self.last_error: BaseException | None = None
+        self.names = itertools.count(1)
+        self.since_start = 0
+
+    @initialize(
+        names_jobs=st.booleans(),
+        on_clear=st.sampled_from(["kill", "kill", "reconnect"]),
+        on_timeout=st.sampled_from(["kill", "kill", "keep"]),
+        on_lost=st.sampled_from(["fail", "fail", "resubmit"]),
+        deferrable=st.sampled_from([True, True, True, False]),
+        hours=st.sampled_from([None, None, 1]),
+    )
+    def a_task(
+        self, names_jobs: bool, on_clear: str, on_timeout: str, on_lost: str, deferrable: bool, hours: int | None
+    ) -> None:
+        import datetime
+
+        self.cluster = SimulatedHook.world = Cluster(clock, names_jobs=names_jobs)
+        self.cluster.on_effect, self.cluster.on_send = self.airflow.effect, self.on_send
+        self.cluster.on_kill, self.cluster.is_late = self.on_kill, self.is_late
+        self.on_clear, self.on_timeout, self.on_lost, self.deferrable = on_clear, on_timeout, on_lost, deferrable
+        self.hours = hours
+        self.ti = ModelInstance(
+            self.airflow,
+            DurableJobOperator,
+            hook=HOOK,
+            conn_id="cluster",
+            job="job",
+            retries=2,
+            on_clear=on_clear,
+            on_timeout=on_timeout,
+            on_lost=on_lost,
+            deferrable=deferrable,
+            kill_timeout=5.0,
+            outage_timeout=900.0,
+            execution_timeout=datetime.timedelta(hours=hours) if hours else None,
+        )
+
+    # --- Airflow
+
+    @precondition(lambda self: self.state in ("scheduled", "up_for_retry"))
+    @rule(run=effects, then=ENDS)
+    def a_worker_begins(self, run: Until, then: str) -> None:
+        """A try begins, or goes on after its deferral; and perhaps that was all."""
+        self._begin(run)
+        self._then(then)
+
+    def _begin(self, run: Until) -> None:
+        if self.resume is None:
+            attempt = self.ti.begin()
+            attempt.generation = self.generation
+            call = attempt.execute
+        else:
+            attempt = self.ti.current  # type: ignore[assignment]
+            method, value = self.resume
+            call = {
+                "execute_complete": lambda: attempt.complete(value),
+                "execute_again": lambda: attempt.again(),
+                "__fail__": lambda: attempt.fail(value),
+            }[method]
+        self.resume, self.deferral, self.state = None, None, "running"
+        self.worker = Worker(self.airflow, attempt, call)
+        self._run(self.worker, run)
+
+    @precondition(lambda self: self.worker is not None)
+    @rule(run=effects, told=st.sampled_from([False, False, True]), then=ENDS)
+    def the_worker_goes_on(self, run: Until, told: bool, then: str) -> None:
+        """It is told to stop before (a deploy's SIGTERM), or not; and perhaps that was all."""
+        assert self.worker is not None
+        if told:
+            self.worker.attempt.operator.on_kill()
+            if not self.deferrable:
+                self.excused = True  # a worker that waits for its job kills it
+        self._run(self.worker, run)
+        self._then(then)
+
+    def _then(self, then: str) -> None:
+        if self.worker is None or not then:
+            return
+        if then == "dies":
+            self.worker.kill()
+            self._ended(self.worker)
+        else:  # its heartbeat is missed, and Airflow takes it for dead; it is not
+            self._leave_worker()
+            self._failed()
+
+    @precondition(lambda self: self.late)
+    @rule(run=effects, which=st.integers(0, 3), dies=st.booleans())
+    def a_late_worker_goes_on(self, run: Until, which: int, dies: bool) -> None:
+        worker = self.late[which % len(self.late)]
+        self._run(worker, run)
+        if dies and not worker.ended:
+            self.late.remove(worker)
+            worker.kill()
+
+    @precondition(lambda self: self.state == "deferred")
+    @rule(seconds=st.sampled_from([1.0, 6.0, 12.0, 30.0, 90.0, 700.0]), fuse=st.sampled_from([None] * 5 + [*range(12)]))
+    def the_triggerer_runs(self, seconds: float, fuse: int | None) -> None:
+        """It runs for some time; perhaps it is killed after so many effects."""
+        self._run_triggerer(seconds, fuse)
+
+    def _run_triggerer(self, seconds: float, fuse: int | None = None) -> None:
+        assert self.deferral is not None
+        if self.triggerer.trigger is None:
+            self.triggerer.start(self.deferral)
+        self.triggerer.fuse = fuse
+        payload = self.triggerer.run_for(seconds)
+        if self.triggerer.dead:
+            self._new_triggerer().kill()
+        else:
+            self.triggerer.fuse = None
+        if payload is not None:
+            self.triggerer.trigger = None
+            self.state, self.resume = "scheduled", (self.deferral.method_name, payload)
+        elif (timeout := self.deferral.timeout) is not None:
+            due = self.deferred_at + float(getattr(timeout, "total_seconds", lambda: timeout)())
+            if clock.now > due + 15:
+                self._new_triggerer().kill()  # its trigger is cancelled, and nothing more
+                self.state, self.resume = "scheduled", ("__fail__", "Trigger/execution timeout")
+
+    @precondition(lambda self: self.state == "deferred")
+    @rule(dies=st.booleans())
+    def the_trigger_moves(self, dies: bool) -> None:
+        """Another triggerer takes over. The one before is dead, or lives and does not know it yet."""
+        assert self.deferral is not None
+        if self.triggerer.trigger is None:
+            self.triggerer.start(self.deferral)
+        old = self._new_triggerer()
+        old.kill() if dies else self.others.append(old)
+
+    @precondition(lambda self: self.others)
+    @rule(which=st.integers(0, 3))
+    def another_triggerer_lets_go(self, which: int) -> None:
+        """It learns that its trigger is none of its business any more, and calls ``on_kill``."""
+        triggerer = self.others.pop(which % len(self.others))
+        well = self._is_well()
+        record, ended = self._record(), self.state in ("failed", "success", None)
+        triggerer.let_go()
+        triggerer.kill()
+        if well and ended and self.person_came and self.state is not None and record is not None and record.job:
+            left = [job for job in self.cluster.running if job.ref.id == record.job.id and job.dies_at is None]
+            assert not left or self.excused, f"{left} runs on, although its task was ended while it was followed"
+
+    @precondition(lambda self: self.state not in ("failed", "success", None) and self.since_start > 5)
+    @rule(state=st.sampled_from(["failed", "success", "failed", "success", "failed", None]), seldom=st.integers(0, 2))
+    def a_person_ends_it(self, state: str | None, seldom: int) -> None:
+        """It is marked, or deleted with its run."""
+        if seldom:
+            return
+        followed = self.triggerer.trigger is not None or self.worker is not None
+        if not followed:
+            self.excused = True  # "Nothing runs between tries"
+        self.state, self.person_came = state, True
+        self._leave_worker(told=True)
+        if self.triggerer.trigger is not None:
+            self.others.append(self._new_triggerer())
+        self.deferral = self.resume = None
+        if state is None:
+            self.ti.current = None
+
+    @precondition(lambda self: self.state is not None)
+    @rule()
+    def a_person_clears_it(self) -> None:
+        self.ti.clear()
+        self.generation += 1
+        self.person_came = False
+        self.excused = False
+        self._leave_worker(told=True)
+        if self.triggerer.trigger is not None:
+            self.others.append(self._new_triggerer())
+        self.state, self.deferral, self.resume = "scheduled", None, None
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 300.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        clock.now += seconds
+
+    # --- the cluster
+
+    @precondition(lambda self: self.cluster.running)
+    @rule(
+        state=st.sampled_from([JobState.SUCCEEDED, JobState.FAILED, JobState.KILLED]),
+        which=st.integers(0, 3),
+        forgotten=st.booleans(),
+    )
+    def a_job_ends(self, state: JobState, which: int, forgotten: bool) -> None:
+        """By itself, or by somebody else; perhaps its end is forgotten before anybody has seen it."""
+        running = self.cluster.running
+        job = running[which % len(running)]
+        job.state, job.listed = state, not forgotten
+
+    @precondition(lambda self: self.cluster.jobs)
+    @rule(how=st.sampled_from(["forgotten", "lost", "relaunched"]))
+    def a_job_is(self, how: str) -> None:
+        """
+        Something befalls one.
+
+        Forgotten: what has ended is not listed any more. Lost: the one who accepted it died before it had written it
+        down, and it never ran. Relaunched: the cluster starts it anew, under another ID.
+        """
+        cluster, running = self.cluster, self.cluster.running
+        if how == "forgotten":
+            for job in cluster.jobs:
+                job.listed = job.listed and job.runs
+        elif running and how == "lost":
+            running[-1].state, running[-1].listed, running[-1].vanished = JobState.ABSENT, False, True
+        elif running and not cluster.names_jobs and len(cluster.jobs) < 5:
+            cluster.relaunch(running[-1])
+
+    @rule(how=st.sampled_from(["well"] * 5 + ["out of reach", "recovering", "uncertain", "stale", "blind"]))
+    def the_cluster_is(self, how: str) -> None:
+        """
+        What it can say from now on.
+
+        Out of reach: 5xx. Recovering: it knows nothing until it has read its state. Uncertain: a worker's page is out
+        of reach, a driver queued. Stale: it shows what was. Blind: one poll knows nothing.
+        """
+        cluster = self.cluster
+        cluster.reachable, cluster.recovering = how != "out of reach", how == "recovering"
+        cluster.uncertain, cluster.stale = how == "uncertain", how == "stale"
+        cluster.blind_polls = 1 if how == "blind" else 0
+        for job in cluster.jobs:
+            job.told = job.state
+
+    @rule(
+        submission=st.sampled_from(["taken", "taken", "refused", "late", "dropped", "unanswered"]),
+        kill=st.sampled_from(["taken", "taken", "taken", "refused", "unanswered"]),
+        takes=st.sampled_from([0.0, 0.0, 3.0, 60.0]),
+    )
+    def what_is_sent_is(self, submission: str, kill: str, takes: float) -> None:
+        """What becomes of the next submission, and of kills from now on."""
+        self.cluster.submit_fate, self.cluster.kill_fate, self.cluster.kill_takes = submission, kill, takes
+
+    @precondition(lambda self: self.cluster.on_their_way)
+    @rule(which=st.integers(0, 3), arrives=st.booleans())
+    def a_late_request(self, which: int, arrives: bool) -> None:
+        """It arrives after all, or never."""
+        requests = self.cluster.on_their_way
+        request = requests[which % len(requests)]
+        if arrives:
+            self.cluster.arrive(request, late=True)
+        else:
+            requests.remove(request)
+
+    # --- what is promised
+
+    def on_send(self, submission: Submission) -> None:
+        """See that a submission may be sent."""
+        sender = self.airflow.current
+        assert isinstance(sender, Worker)
+        token = submission.token
+        new = token not in self.tokens
+        before = self.order[-1] if self.order else None
+        if new:
+            self.tokens[token] = sender.attempt.generation
+            self.order.append(token)
+        if self.is_late():
+            return  # it was stopped after it had passed the fence: "A request still on its way"
+        record = self._record()
+        assert record is not None, "sent without an intent"
+        assert (record.submission.token, record.job, record.verdict) == (token, None, None), "sent without its intent"
+        running = [job for job in self.cluster.running if not job.late]
+        if self.cluster.names_jobs:
+            running = [job for job in running if job.token != token]  # it refuses the second one itself
+        assert not running, f"sent beside {running}"
+        if new and before is not None and self.tokens[before] == self.generation:
+            ends = {job.state for job in self.cluster.jobs if job.token == before}
+            assert JobState.SUCCEEDED not in ends or self.on_lost == "resubmit", "sent although one has succeeded"
+            assert ends & {JobState.FAILED, JobState.KILLED} or self.on_lost == "resubmit", "sent although one is lost"
+
+    def is_late(self) -> bool:
+        """Whether the worker that runs is not the one that is in charge of the task."""
+        worker = self.airflow.current
+        return worker is not self.worker or not isinstance(worker, Worker) or self.state != "running"
+
+    def on_kill(self, job: Job) -> None:
+        """See that there is a reason to kill a job that runs."""
+        record = self._record()
+        reasons = {
+            "its task was ended": self.person_came or self.state in ("failed", "success", None),
+            "its task was cleared": self.tokens.get(job.token) != self.generation,
+            "its deadline passed": self.hours is not None and clock.now >= self._begun() + HOUR,
+            "it is one of two": len([each for each in self.cluster.jobs if each.token == job.token]) > 1,
+            "another submission is the task's": record is not None and record.submission.token != job.token,
+            "its worker was told to stop": self.excused,
+        }
+        assert any(reasons.values()), f"{job} is killed for nothing"
+
+    @invariant()
+    def the_record_is_true(self) -> None:
+        type(self).steps += 1
+        self.since_start += 1
+        record = self._record() if hasattr(self, "ti") else None
+        if record is None:
+            return
+        jobs = [job for job in self.cluster.jobs if job.token == record.submission.token]
+        if record.job is None:
+            assert record.verdict is None
+            return
+        named = [job for job in jobs if job.ref.id == record.job.id and record.job.uid in ("", job.ref.uid)]
+        assert named, f"the record names {record.job}, which was never a job of {record.submission.token}"
+        if record.verdict is None:
+            return
+        job, state = named[0], record.verdict.state
+        if state is JobState.KILLED:
+            assert not job.runs or job.dies_at is not None or record.killing, f"{job} is not dead"
+        elif state is JobState.ABSENT:
+            assert not job.runs, f"{job} is not lost"
+        else:
+            assert job.state is state, f"{job} has not ended as {state}"
+
+    # --- how it goes on
+
+    def _run(self, worker: Worker, run: Until) -> None:
+        if worker.go_on(run):
+            self._ended(worker)
+
+    def _ended(self, worker: Worker) -> None:
+        """Do what Airflow does when a task's process has ended."""
+        in_charge = worker is self.worker
+        if in_charge:
+            self.worker = None
+        else:
+            self.late.remove(worker)
+        error = worker.error
+        if error is not None and not isinstance(error, (Died, AirflowException, AirflowTaskTimeout)):
+            raise error
+        if not in_charge or self.state != "running":
+            return  # Airflow takes no word of it any more
+        if isinstance(worker.result, TaskDeferred):
+            self.state, self.deferral, self.deferred_at = "deferred", worker.result, clock.now
+        elif error is None:
+            self._succeeded(worker.result)
+        elif isinstance(error, AirflowFailException):
+            self.last_error, self.state = error, "failed"
+        else:
+            self.last_error = error
+            self._failed()
+
+    def _succeeded(self, job_id: Any) -> None:
+        jobs = [job for job in self.cluster.jobs if job.ref.id == job_id]
+        assert any(job.state is JobState.SUCCEEDED for job in jobs), f"a success that nobody vouched for: {job_id}"
+        if self.on_clear != "reconnect":
+            assert any(self.tokens[job.token] == self.generation for job in jobs), f"{job_id} is of before the clear"
+        self.state = "success"
+
+    def _failed(self) -> None:
+        attempt = self.ti.current
+        assert attempt is not None
+        self.state = "up_for_retry" if attempt.try_number <= attempt.max_tries else "failed"
+
+    def _leave_worker(self, *, told: bool = False) -> None:
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            if told:
+                worker.attempt.operator.on_kill()
+            self.late.append(worker)
+
+    def _new_triggerer(self) -> Triggerer:
+        old, self.triggerer = self.triggerer, Triggerer(self.airflow)
+        return old
+
+    def _record(self) -> Record | None:
+        value = self.ti.store.get("durable_spark")
+        return None if value is None else Record.from_json(value)
+
+    def _begun(self) -> float:
+        return self.ti.current.start_date.timestamp() if self.ti.current else 0.0
+
+    def _is_well(self) -> bool:
+        cluster = self.cluster
+        return cluster.reachable and not cluster.recovering and not cluster.uncertain and cluster.kill_fate == "taken"
+
+    def teardown(self) -> None:
+        """Heal everything, and see the task to its end."""
+        try:
+            if hasattr(self, "cluster"):
+                self._heal()
+                self._finish()
+        finally:
+            for worker in (*self.late, *([self.worker] if self.worker else [])):
+                worker.kill()
+            for triggerer in (*self.others, self.triggerer):
+                triggerer.kill()
+
+    def _heal(self) -> None:
+        cluster = self.cluster
+        cluster.reachable, cluster.recovering, cluster.uncertain, cluster.stale = True, False, False, False
+        cluster.blind_polls, cluster.submit_fate, cluster.kill_fate, cluster.kill_takes = 0, "taken", "taken", 0.0
+        for request in list(cluster.on_their_way):
+            cluster.arrive(request, late=True)
+        while self.late:
+            self._run(self.late[0], None)
+            if self.late and not self.late[0].ended:
+                self.late.pop(0).kill()
+        while self.others:
+            triggerer = self.others.pop()
+            triggerer.let_go()
+            triggerer.kill()
+
+    def _finish(self) -> None:
+        for _ in range(40):
+            if self.state in ("failed", "success", None):
+                break
+            if self.worker is not None:
+                for job in self.cluster.running:
+                    job.state = JobState.SUCCEEDED
+                self._run(self.worker, None)
+            elif self.state == "deferred":
+                self._run_triggerer(30.0)
+                for job in self.cluster.running:
+                    job.state = JobState.SUCCEEDED
+            else:
+                self._begin(None)
+        assert self.state in ("failed", "success", None), f"it is {self.state} for ever"
+        self.expect_nothing_left()
+
+    def expect_nothing_left(self) -> None:
+        """See that no job runs on, unless the task says so, or a limit does."""
+        clock.now += 120
+        self.cluster.settle()
+        left = self.cluster.running
+        said = str(self.last_error) if self.state == "failed" else ""
+        told = "may still run" in said or "not known" in said or "way out" in said or "could not be killed" in said
+        if not left or self.excused or told or self.person_came:
+            return
+        assert all(job.late for job in left), f"{left} runs on, and the task is {self.state}: {said}"
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[None]:
+    """Put the clock, the cluster and Airflow's answers where the product looks for them."""
+    global clock
+    clock = Clock()
+
+    def get(*, key: str, **_: Any) -> Any:
+        protocol.airflow.effect("pull")
+        return protocol.ti.xcoms.get(key)
+
+    def push(*, key: str, value: Any, **_: Any) -> None:
+        protocol.airflow.effect(f"push {key}")
+        protocol.ti.xcoms[key] = value
+
+    async def aget(**asked: Any) -> Any:
+        return get(**asked)
+
+    async def apush(**asked: Any) -> None:
+        push(**asked)
+
+    def state_of(**_: Any) -> str | None:
+        protocol.airflow.effect("read the state")
+        return protocol.state
+
+    def token() -> str:
+        return f"{next(protocol.names):032x}"
+
+    import tenacity
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(XCom, "get_one", get)
+        patch.setattr(XCom, "set", push)
+        patch.setattr(XCom, "aget_one", aget)
+        patch.setattr(XCom, "aset", apush)
+        patch.setattr(trigger_module, "state_of", state_of)
+        patch.setattr(operator_module, "new_token", token)
+        patch.setattr(_conversation.asyncio, "new_event_loop", lambda: Loop(clock))
+        for module in (operator_module, trigger_module, feed_module, tenacity):
+            patch.setattr(module, "time", clock.module)
+        logging.disable(logging.CRITICAL)
+        before = structlog.get_config()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
+            logging.disable(logging.NOTSET)
+
+
+def test_protocol(full: bool, model_seed: int, summary: dict[str, Any]) -> None:
+    wanted = STEPS if full else A_FEW_STEPS
+    begun, number = time.monotonic(), 0
+    Protocol.steps = Protocol.examples = 0
+    with simulated():
+        while Protocol.steps < wanted:
+            options = settings(
+                max_examples=max(1, min(500, (wanted - Protocol.steps) // 20)),
+                stateful_step_count=LONG,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate, Phase.shrink],
+                print_blob=True,
+            )
+            run_state_machine_as_test(seed(model_seed + number)(Protocol), settings=options)  # type: ignore[no-untyped-call]
+            number += 1
+    summary.update(
+        steps=Protocol.steps,
+        examples=Protocol.examples,
+        model_seconds=round(time.monotonic() - begun, 1),
+        seeds=[model_seed, model_seed + number - 1],
+    )
