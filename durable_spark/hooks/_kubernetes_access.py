@@ -16,6 +16,7 @@ import base64
 import binascii
 import dataclasses
 import os
+import re
 import ssl
 import tempfile
 import time
@@ -154,7 +155,8 @@ def _server(url: str, conn_id: str) -> str | None:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    plain = re.fullmatch(r"[!-~]+", text) and re.fullmatch(r"[\w.:-]+", parts.hostname or "", re.ASCII)
+    if parts.scheme not in ("http", "https") or not plain or not parts.hostname or parts.query or parts.fragment:
         raise BadConfiguration(
             f"the master URL {url[:200]!r} of connection {conn_id!r} cannot be used: give k8s://https://host:port, or "
             "k8s:// alone with the extra 'kubeconfig' or 'in-cluster'"

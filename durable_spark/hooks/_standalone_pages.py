@@ -190,9 +190,9 @@ class PageReader:
         :raises InvalidAnswer: when it is not such a page.
         """
         try:
-            active, completed = page["activedrivers"], page["completeddrivers"]
+            active, completed = _list(page["activedrivers"]), _list(page["completeddrivers"])
             drivers = {driver.id: driver for driver in [*completed, *active]}
-            workers = {worker: origin for worker, origin, _ in page["workers"]}
+            workers = {worker: origin for worker, origin, _ in _list(page["workers"])}
             states = {worker: state for worker, _, state in page["workers"]}
             last_completed = completed[-1].id if completed else ""
             raw = str(page["status"])
@@ -266,6 +266,12 @@ def local_time_of(driver_id: str) -> float:
         return float(timegm(strptime(driver_id.split("-")[1], "%Y%m%d%H%M%S")))
     except ValueError:
         return 0.0
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):  # an empty text would be a page without drivers
+        raise TypeError(f"{type(value).__name__} for a list")
+    return value
 
 
 def _origin(address: object) -> str:

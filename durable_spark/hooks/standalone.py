@@ -507,7 +507,7 @@ class StandaloneHook(SparkCliHook):
             view = await self._masters.leading_view()
             driver = view.drivers.get(job.id)
             worker = view.workers.get(driver.worker) if driver else None
-            if worker is None:
+            if not worker:
                 return ()
             errors, output = await asyncio.gather(
                 self._masters.log_page(worker, job.id), self._masters.log_page(worker, job.id, log="stdout")

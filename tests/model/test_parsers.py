@@ -19,7 +19,7 @@ import pytest
 from hypothesis import strategies as st
 
 from durable_spark.hooks import _kubernetes_api, _kubernetes_watch
-from durable_spark.hooks._http import Answer
+from durable_spark.hooks._http import Answer, whole_characters
 from durable_spark.hooks._kubernetes_links import LinkTemplates
 from durable_spark.hooks._kubernetes_status import read_pod
 from durable_spark.hooks._standalone_pages import (
@@ -119,7 +119,7 @@ def check_page(body: bytes) -> None:
         view = loop.complete(answer(body).parse(lambda page: parse_page(page, address="http://m:8080", time=1.0)))
     except DurableJobError:
         return
-    value = json.loads(body)
+    value = json.loads(whole_characters(body.decode()))
     told = {(str(each["id"]), str(each["state"])[:40]) for each in value["activedrivers"] + value["completeddrivers"]}
     assert view.leading == (value["status"] == "ALIVE")
     _ = view.fleet, view.newest
@@ -208,6 +208,7 @@ WORDS = [
 
 def check_pod(value: tuple[Any, bool]) -> None:
     pod, deleted = value
+    pod = json.loads(whole_characters(json.dumps(pod)))  # as the API server's answers are read
     with contextlib.suppress(InvalidAnswer):
         read = read_pod(pod, namespace="spark", deleted=deleted, links=LINKS)
         _expect_pod(read.status, pod, deleted=deleted)

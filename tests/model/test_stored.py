@@ -96,7 +96,7 @@ def check_arguments(value: Any) -> None:
         return
     args = trigger._args
     assert JobTriggerArguments.from_json(json.loads(json.dumps(args.to_json()))) == args
-    assert args.deadline is None or args.deadline + 1.0
+    assert args.deadline is None or args.deadline + 1.0 > -1e16
     assert all(isinstance(name, str) for name in (*args.cluster, *args.job, args.hook, args.conn_id, args.ti_id))
     assert min(args.outage_timeout, args.quiet, args.interval or 1.0, args.start_timeout or 1.0) > -1e400
 

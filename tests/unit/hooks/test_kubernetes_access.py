@@ -108,6 +108,8 @@ async def test_server(settings: Read, connection: Any, server: str | None) -> No
     [
         ({"host": "k8s://https://"}, "'k8s://https:.*cannot be used: give k8s://https://host:port"),
         ({"host": "k8s://ftp://api"}, "cannot be used: give k8s://https://host:port"),
+        ({"host": "k8s://http://a pi"}, "cannot be used: give k8s://https://host:port"),
+        ({"host": "k8s://https://api/k8s clusters"}, "cannot be used: give k8s://https://host:port"),
         ({"host": "k8s://https://api:port"}, "cannot be used"),
         ({"host": "k8s://https://api:99999"}, "cannot be used"),
         ({"host": "k8s://https://[api"}, "cannot be used"),

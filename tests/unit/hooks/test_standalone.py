@@ -1032,6 +1032,20 @@ def test_a_driver_begun_at_no_time_is_on_no_page() -> None:
         parse_page(page, address="http://m:8080", time=NOW)
 
 
+@pytest.mark.parametrize("name", ["activedrivers", "completeddrivers", "workers"])
+@pytest.mark.parametrize("value", ["", {}, None])
+def test_what_is_no_list_is_not_an_empty_one(name: str, value: Any) -> None:
+    with pytest.raises(InvalidAnswer, match="not the page"):
+        parse_page(recorded_json("page.json") | {name: value}, address="http://m:8080", time=NOW)
+
+
+async def test_no_log_is_asked_for_without_an_address(cluster: FakeCluster, hook: QuickHook) -> None:
+    cluster.master.add(driver(1, "FAILED"))
+    cluster.master.page["workers"][0]["webuiaddress"] = "http://u:p@worker"
+    hook._masters.log_page = None  # type: ignore[assignment,method-assign]  # whoever calls it fails
+    assert await hook.log_tail(JobRef(driver(1, "FAILED")["id"]), 5) == ()
+
+
 def test_a_log_without_end_is_no_log() -> None:
     with pytest.raises(InvalidAnswer, match="not a worker's log page"):
         log_text(f"==== Bytes 0-0 of {'9' * 5000} of /stderr ====\n")

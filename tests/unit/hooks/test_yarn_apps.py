@@ -316,3 +316,8 @@ def test_a_log_without_what_the_nodemanager_puts_around_it() -> None:
 def test_tokens_stay_tokens() -> None:
     token = new_token()
     assert parse(row(1, tags=ours(token))).labels.token == token
+
+
+def test_blanks_in_a_log_take_no_time() -> None:
+    log = "End of LogType:" + " " * 200_000 + "\nstill the log"
+    assert contents_of(f"LogType:stderr\nLogContents:\n{log}") == log
