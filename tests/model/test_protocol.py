@@ -12,7 +12,9 @@ What the documentation names as limits is exempt, and nothing else; each exempti
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import datetime
 import itertools
 import logging
 import time
@@ -21,6 +23,7 @@ from typing import Any
 
 import pytest
 import structlog
+import tenacity
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.execution_time.xcom import XCom
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -35,7 +38,6 @@ from hypothesis.stateful import (
 )
 
 from durable_spark.jobs import JobState, Record, Submission
-from durable_spark.operators import _conversation
 from durable_spark.operators import job as operator_module
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import feed as feed_module
@@ -45,7 +47,7 @@ from tests.model.cluster import Cluster, Job, SimulatedHook
 from tests.model.processes import ModelInstance, Processes, Triggerer, Until, Worker
 from tests.unit.tries import Died
 
-STEPS, A_FEW_STEPS = 20_000, 2_500
+STEPS, A_FEW_STEPS = 100_000, 2_500
 LONG = 50
 """Steps of a story."""
 HOOK = f"{SimulatedHook.__module__}.{SimulatedHook.__qualname__}"
@@ -101,8 +103,6 @@ class Protocol(RuleBasedStateMachine):
     def a_task(
         self, names_jobs: bool, on_clear: str, on_timeout: str, on_lost: str, deferrable: bool, hours: int | None
     ) -> None:
-        import datetime
-
         self.cluster = SimulatedHook.world = Cluster(clock, names_jobs=names_jobs)
         self.cluster.on_effect, self.cluster.on_send = self.airflow.effect, self.on_send
         self.cluster.on_kill, self.cluster.is_late = self.on_kill, self.is_late
@@ -170,7 +170,7 @@ class Protocol(RuleBasedStateMachine):
             self._ended(self.worker)
         else:  # its heartbeat is missed, and Airflow takes it for dead; it is not
             self._leave_worker()
-            self._failed()
+            self._failed(dead=True)
 
     @precondition(lambda self: self.late)
     @rule(run=effects, which=st.integers(0, 3), dies=st.booleans())
@@ -422,7 +422,7 @@ class Protocol(RuleBasedStateMachine):
             self.last_error, self.state = error, "failed"
         else:
             self.last_error = error
-            self._failed()
+            self._failed(dead=isinstance(error, Died))
 
     def _succeeded(self, job_id: Any) -> None:
         jobs = [job for job in self.cluster.jobs if job.ref.id == job_id]
@@ -431,9 +431,11 @@ class Protocol(RuleBasedStateMachine):
             assert any(self.tokens[job.token] == self.generation for job in jobs), f"{job_id} is of before the clear"
         self.state = "success"
 
-    def _failed(self) -> None:
+    def _failed(self, *, dead: bool) -> None:
         attempt = self.ti.current
         assert attempt is not None
+        if dead and attempt.try_number > attempt.max_tries:
+            self.excused = True  # "No try left"
         self.state = "up_for_retry" if attempt.try_number <= attempt.max_tries else "failed"
 
     def _leave_worker(self, *, told: bool = False) -> None:
@@ -541,8 +543,6 @@ def simulated() -> Iterator[None]:
     def token() -> str:
         return f"{next(protocol.names):032x}"
 
-    import tenacity
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(XCom, "get_one", get)
         patch.setattr(XCom, "set", push)
@@ -550,7 +550,7 @@ def simulated() -> Iterator[None]:
         patch.setattr(XCom, "aset", apush)
         patch.setattr(trigger_module, "state_of", state_of)
         patch.setattr(operator_module, "new_token", token)
-        patch.setattr(_conversation.asyncio, "new_event_loop", lambda: Loop(clock))
+        patch.setattr(asyncio, "new_event_loop", lambda: Loop(clock))
         for module in (operator_module, trigger_module, feed_module, tenacity):
             patch.setattr(module, "time", clock.module)
         logging.disable(logging.CRITICAL)
@@ -578,7 +578,7 @@ def test_protocol(full: bool, model_seed: int, summary: dict[str, Any]) -> None:
                 phases=[Phase.generate, Phase.shrink],
                 print_blob=True,
             )
-            run_state_machine_as_test(seed(model_seed + number)(Protocol), settings=options)  # type: ignore[no-untyped-call]
+            run_state_machine_as_test(seed(model_seed + number)(Protocol), settings=options)
             number += 1
     summary.update(
         steps=Protocol.steps,
