@@ -70,7 +70,7 @@ def fed(full: bool, model_seed: int, summary: dict[str, Any]) -> Callable[..., N
 
     def feed(name: str, parser: Parser) -> None:
         count = round((INPUTS if full else A_FEW) * parser.share)
-        begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begun, cpu, before = time.monotonic(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         fed = 0
 
         @seed(model_seed)
@@ -96,6 +96,7 @@ def fed(full: bool, model_seed: int, summary: dict[str, Any]) -> Callable[..., N
         summary.setdefault("inputs", {})[name] = fed
         summary["inputs_total"] = summary.get("inputs_total", 0) + fed
         summary["fuzz_seconds"] = round(summary.get("fuzz_seconds", 0.0) + time.monotonic() - begun, 1)
+        summary["fuzz_cpu_seconds"] = round(summary.get("fuzz_cpu_seconds", 0.0) + time.process_time() - cpu, 1)
         assert grown < MEGABYTES, f"{grown} MB more than before"
 
     return feed

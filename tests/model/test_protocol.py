@@ -47,7 +47,7 @@ from tests.model.cluster import Cluster, Job, SimulatedHook
 from tests.model.processes import ModelInstance, Processes, Triggerer, Until, Worker
 from tests.unit.tries import Died
 
-STEPS, A_FEW_STEPS = 100_000, 2_500
+STEPS, A_FEW_STEPS = 100_000, 1_500
 LONG = 50
 """Steps of a story."""
 HOOK = f"{SimulatedHook.__module__}.{SimulatedHook.__qualname__}"
@@ -565,12 +565,12 @@ def simulated() -> Iterator[None]:
 
 def test_protocol(full: bool, model_seed: int, summary: dict[str, Any]) -> None:
     wanted = STEPS if full else A_FEW_STEPS
-    begun, number = time.monotonic(), 0
+    begun, cpu, number = time.monotonic(), time.process_time(), 0
     Protocol.steps = Protocol.examples = 0
     with simulated():
         while Protocol.steps < wanted:
             options = settings(
-                max_examples=max(1, min(500, (wanted - Protocol.steps) // 20)),
+                max_examples=max(1, min(500, (wanted - Protocol.steps) // 30)),
                 stateful_step_count=LONG,
                 deadline=None,
                 database=None,
@@ -584,5 +584,6 @@ def test_protocol(full: bool, model_seed: int, summary: dict[str, Any]) -> None:
         steps=Protocol.steps,
         examples=Protocol.examples,
         model_seconds=round(time.monotonic() - begun, 1),
+        model_cpu_seconds=round(time.process_time() - cpu, 1),
         seeds=[model_seed, model_seed + number - 1],
     )
