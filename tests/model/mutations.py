@@ -61,16 +61,18 @@ _small = st.integers(0, 7)
 _big = st.integers(0, 1 << 16)
 
 
-def _nodes(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Return where each part of a value stands: its container, and its key or index there."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            found.append((value, key))
-            _nodes(part, found)
-    elif isinstance(value, list):
-        for index, part in enumerate(value[:50]):
-            found.append((value, index))
-            _nodes(part, found)
+def _nodes(value: Any) -> list[tuple[Any, Any]]:
+    """Return where each part of a value stands: its container, and its key or index there. The outer ones first."""
+    found: list[tuple[Any, Any]] = []
+    level = [value]
+    while level:
+        here = [
+            (part, key)
+            for part in level
+            for key in (part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ())
+        ][:500]
+        found += here
+        level = [container[key] for container, key in here]
     return found
 
 
@@ -80,10 +82,10 @@ def mutate(draw: Callable[[Any], Any], value: Any, words: Sequence[str] = ()) ->
 
     :param words: texts that mean something to the parser, beside :data:`NASTY`.
     """
-    nodes = _nodes(value, [])
+    nodes = _nodes(value)
     if not nodes:
         return copy.deepcopy(NASTY[draw(_big) % len(NASTY)])
-    container, key = nodes[draw(_big) % len(nodes)]
+    container, key = nodes[int(len(nodes) * (draw(_big) / (1 << 16)) ** 2) % len(nodes)]  # an outer one, rather
     kind, number = draw(_small), draw(_big)
     part = container[key]
     odd = [*NASTY, *words]

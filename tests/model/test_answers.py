@@ -37,7 +37,7 @@ from tests.model.clock import Stuck
 from tests.model.feeding import Parser, expect_harmless, fed, loop, recordings
 from tests.model.mutations import answers, lines
 from tests.model.test_parsers import EVENTS, LOGS, PODS, TOKEN
-from tests.model.wire import DATE, Wire, hook_on, wire
+from tests.model.wire import DATE, NEVER, Wire, hook_on, wire
 from tests.unit.hooks.fake import driver, launch_command, recorded, recorded_json
 
 __all__ = ["fed", "wire"]  # fixtures
@@ -208,7 +208,12 @@ CLUSTERS = {
         known=frozenset({"m1:6066", "m1:8080"}),
         routes=STANDALONE,
         spelt=spelt_by_spark,
-        jobs=(JobRef(DRIVER), JobRef(driver(3, "RUNNING")["id"]), JobRef("driver-20260101000000-0001"), JobRef("../x")),
+        jobs=(
+            JobRef(DRIVER),
+            JobRef(driver(3, "RUNNING")["id"]),
+            JobRef("driver-20260101000000-0001"),
+            JobRef(f"../{NEVER}"),
+        ),
         job=SparkJob(application="local:///x.py"),
         submission=Submission(
             token=TOKEN, cluster_time=1795406000.0, evidence={"last_completed": DRIVER, "newest": "1"}
@@ -221,7 +226,7 @@ CLUSTERS = {
         known=frozenset({"rm:8088"}),
         routes=YARN,
         spelt=spelt_by_yarn,
-        jobs=(JobRef(APP), JobRef("application_1795664117779_0006"), JobRef("application_1/..")),
+        jobs=(JobRef(APP), JobRef("application_1795664117779_0006"), JobRef(f"application_1/{NEVER}")),
         job=None,
         submission=Submission(token=TOKEN, cluster_time=1795406000.0, evidence={"last_ended": APP, "started": "1"}),
     ),
@@ -232,7 +237,7 @@ CLUSTERS = {
         known=frozenset({"api:6443"}),
         routes=KUBERNETES,
         spelt=spelt_by_kubernetes,
-        jobs=(JobRef(f"spark:{NAME}", UID), JobRef(f"spark:{NAME}"), JobRef("spark:../secrets")),
+        jobs=(JobRef(f"spark:{NAME}", UID), JobRef(f"spark:{NAME}"), JobRef(f"spark:../{NEVER}")),
         job=SparkJob(application="local:///x.py", conf={"spark.kubernetes.container.image": "i"}),
         submission=Submission(token=POD_TOKEN, name="dag.task", cluster_time=1795406000.0, job=JobRef(f"spark:{NAME}")),
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -218,6 +219,7 @@ def _expect_pod(status: JobStatus, pod: Mapping[str, Any], *, deleted: bool) -> 
     expect_harmless(status)
     phase = pod["status"].get("phase") if isinstance(pod.get("status"), dict) else None
     assert status.job == (f"spark:{pod['metadata']['name']}", pod["metadata"]["uid"])
+    assert re.fullmatch(r"spark:[a-z0-9]([-a-z0-9.]*[a-z0-9])?", status.job.id), status.job
     assert (status.state is JobState.SUCCEEDED) == (phase == "Succeeded")
     if status.state.final and phase not in ("Succeeded", "Failed"):
         assert status.state is JobState.KILLED

@@ -25,6 +25,8 @@ from durable_spark.hooks._kubernetes_access import Access
 if TYPE_CHECKING:
     from durable_spark.hooks.job import JobHook
 
+NEVER = "no-job-of-ours"
+"""Stands in IDs that no cluster has given."""
 DATE = "Mon, 23 Nov 2026 03:55:00 GMT"
 _URL = re.compile(r"https?://[\w.:\[\]-]+(/[\w./:;%&=?,+@~!$'()*-]*)?", re.ASCII)
 
@@ -47,6 +49,7 @@ class Wire:
         assert _URL.fullmatch(url), f"a URL of unchecked parts: {url[:200]!r}"
         parts = urlsplit(url)
         assert ".." not in parts.path.split("/"), url
+        assert NEVER not in url, "what is no ID of a job is never sent"
         assert parts.username is None, url
         if parts.netloc not in self.known:
             secret = {name for name in headers or {} if name in ("Authorization", "Cookie")}
