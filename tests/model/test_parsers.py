@@ -218,8 +218,8 @@ def check_pod(value: tuple[Any, bool]) -> None:
 def _expect_pod(status: JobStatus, pod: Mapping[str, Any], *, deleted: bool) -> None:
     expect_harmless(status)
     phase = pod["status"].get("phase") if isinstance(pod.get("status"), dict) else None
-    assert status.job == (f"spark:{pod['metadata']['name']}", pod["metadata"]["uid"])
     assert re.fullmatch(r"spark:[a-z0-9]([-a-z0-9.]*[a-z0-9])?", status.job.id), status.job
+    assert status.job == (f"spark:{pod['metadata']['name']}", pod["metadata"]["uid"])
     assert (status.state is JobState.SUCCEEDED) == (phase == "Succeeded")
     if status.state.final and phase not in ("Succeeded", "Failed"):
         assert status.state is JobState.KILLED
