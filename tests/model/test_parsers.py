@@ -24,11 +24,12 @@ from durable_spark.hooks._http import Answer, whole_characters
 from durable_spark.hooks._kubernetes_links import LinkTemplates
 from durable_spark.hooks._kubernetes_status import read_pod
 from durable_spark.hooks._standalone_pages import (
+    PageReader,
+    View,
     is_driver_id,
     labels_of,
     listed_drivers,
     log_text,
-    parse_page,
     tail,
 )
 from durable_spark.hooks._yarn_apps import is_application_id, parse_app, parse_past_app
@@ -115,11 +116,19 @@ SPARK_WORDS = ["FINISHED", "ERROR", "UNKNOWN", "worker-20261123035333-127.0.0.1-
 PAGE = json.loads(recorded("page.json"))
 
 
+def read_page(body: bytes, before: View | None) -> View:
+    reader = PageReader("http://m:8080", before)
+    return loop.complete(answer(body).parse(lambda page: reader.view(page, time=1.0), element=reader.element))
+
+
 def check_page(body: bytes) -> None:
     try:
-        view = loop.complete(answer(body).parse(lambda page: parse_page(page, address="http://m:8080", time=1.0)))
+        view = read_page(body, None)
     except DurableJobError:
         return
+    again = read_page(body, view)
+    assert again == view
+    assert all(again.drivers[driver_id] is driver for driver_id, driver in view.drivers.items())
     value = json.loads(whole_characters(body.decode()))
     told = {(str(each["id"]), str(each["state"])[:40]) for each in value["activedrivers"] + value["completeddrivers"]}
     assert view.leading == (value["status"] == "ALIVE")
@@ -248,7 +257,7 @@ def check_api(value: tuple[bytes, int]) -> None:
             for event in await got.parse(_kubernetes_api._events):
                 assert len(str(event)) <= 600
         with contextlib.suppress(DurableJobError):
-            await got.parse(_kubernetes_api._page, element=lambda pod: read_pod(pod, namespace="spark", links=LINKS))
+            await got.parse(_kubernetes_api._page, element=lambda pod, _: read_pod(pod, namespace="spark", links=LINKS))
 
     loop.complete(read())
 

@@ -13,7 +13,7 @@ import pytest
 
 from durable_spark.hooks import _http, standalone
 from durable_spark.hooks._standalone_masters import PAGE_LIMIT
-from durable_spark.hooks._standalone_pages import listed_drivers, log_text, parse_page
+from durable_spark.hooks._standalone_pages import PageReader, View, listed_drivers, log_text
 from durable_spark.jobs import (
     Absent,
     AuthenticationFailed,
@@ -1026,17 +1026,26 @@ async def glimpse(hook: QuickHook, submission: Submission) -> JobRef | None:
     return await hook.glimpse(submission)
 
 
+def read(page: dict[str, Any]) -> View:
+    reader = PageReader("http://m:8080")
+    parsed = {
+        name: [reader.element(entry, name) for entry in value] if isinstance(value, list) else value
+        for name, value in page.items()
+    }
+    return reader.view(parsed, time=NOW)
+
+
 def test_a_driver_begun_at_no_time_is_on_no_page() -> None:
     page = recorded_json("page.json") | {"activedrivers": [driver(1, "RUNNING") | {"starttime": float("inf")}]}
     with pytest.raises(InvalidAnswer, match="not the page"):
-        parse_page(page, address="http://m:8080", time=NOW)
+        read(page)
 
 
 @pytest.mark.parametrize("name", ["activedrivers", "completeddrivers", "workers"])
 @pytest.mark.parametrize("value", ["", {}, None])
 def test_what_is_no_list_is_not_an_empty_one(name: str, value: Any) -> None:
     with pytest.raises(InvalidAnswer, match="not the page"):
-        parse_page(recorded_json("page.json") | {name: value}, address="http://m:8080", time=NOW)
+        read(recorded_json("page.json") | {name: value})
 
 
 async def test_no_log_is_asked_for_without_an_address(cluster: FakeCluster, hook: QuickHook) -> None:
