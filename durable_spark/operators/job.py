@@ -415,6 +415,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
     def get_job_result(self, external_id: JsonValue, context: Context) -> str:
         """Return the job's ID."""
         job = self._recorded.job
+        self.mirror(context, job.id if job is not None else str(external_id))  # the try that was to may have died
         self._push_job(context)
         return job.id if job is not None else str(external_id)
 

@@ -81,6 +81,7 @@ class TestRelaunchedByTheCluster:
             with pytest.raises(Died):
                 first.complete({**event(instance, "succeeded"), "job_id": "job-2"})
         assert instance.begin().execute() == "job-2"
+        assert instance.store["durable_job_id"] == "job-2"
 
     def test_an_unknown_job_may_have_a_successor(self, instance: TaskInstance, service: Service) -> None:
         instance.begin(on_lost="resubmit").execute()
@@ -175,6 +176,14 @@ class TestUpstream:
         with pytest.raises(Died):
             instance.begin().execute()
         instance.begin().execute()
+        assert instance.store["durable_job_id"] == "job-1"
+
+    def test_also_if_it_has_ended_when_the_next_try_looks(self, instance: TaskInstance, service: Service) -> None:
+        service.die_after_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        assert instance.begin().execute() == "job-1"
         assert instance.store["durable_job_id"] == "job-1"
 
 
