@@ -37,7 +37,7 @@ import httpx
 from dev import processes
 from dev.processes import Server, Startable, _living, _signal, free_port, process, wait_until
 
-__all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "parse_time"]
+__all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "migrated_database", "parse_time"]
 
 Config = Mapping[str, Mapping[str, object]]
 
@@ -352,7 +352,7 @@ class Airflow(Startable):
         if self._database:
             self.airflow("db", "migrate")
         else:
-            shutil.copy(_migrated_database(), self.home / "airflow.db")
+            shutil.copy(migrated_database(), self.home / "airflow.db")
             with contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as connection:
                 # Kept in the file: who reads does not lock out who writes.
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -597,7 +597,7 @@ def _inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW") and name not in dropped}
 
 
-def _migrated_database() -> Path:
+def migrated_database() -> Path:
     """Return a SQLite database as ``airflow db migrate`` makes it, made once for each version of Airflow."""
     root = os.environ.get("DURABLE_SPARK_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "durable-spark"

@@ -20,9 +20,9 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict
@@ -32,7 +32,7 @@ from yarl import URL
 from dev import processes
 from dev.processes import free_port
 
-__all__ = ["Hold", "Proxy", "Request"]
+__all__ = ["Hold", "Passage", "Proxy", "Request"]
 
 _HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}  # RFC 9110, section 7.6.1
 _TIMEOUT = ClientTimeout(total=None, sock_connect=10, sock_read=120)  # a watch is silent for a minute and more
@@ -135,10 +135,27 @@ class _Answering:
     request: Request
     incoming: web.Request
     answer: ClientResponse
+    passage: Passage | None = None
 
     def break_off(self) -> None:
         self.answer.close()
         _hang_up(self.incoming)
+
+
+class Passage(Protocol):
+    """One request at a gate: at each of three moments, whether it is to go on. If not, the proxy hangs up."""
+
+    def leaves(self) -> bool:
+        """The request has come."""
+
+    def answered(self) -> bool:
+        """The far side has begun to answer."""
+
+    def part(self) -> Passage | None:
+        """A part of the answer has come; a passage for it, if parts are to pass one by one."""
+
+    def over(self) -> bool:
+        """The answer has been passed on."""
 
 
 class Proxy:
@@ -147,11 +164,23 @@ class Proxy:
 
     :param target: base URL of the far side, without a slash at the end.
     :param tls: for a far side whose certificate the machine does not trust.
+    :param gate: asked about each request, in the proxy's thread.
+    :param renamed: what the far side's answers call by a name that does not lead through a proxy: the bytes that stand
+        in their place, as many. Such answers are passed on when they are complete.
     """
 
-    def __init__(self, target: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        gate: Callable[[Request], Passage] | None = None,
+        renamed: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         self.target = target
         self._tls = tls
+        self._gate = gate
+        self._renamed = dict(renamed or {})
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.requests: list[Request] = []
@@ -324,6 +353,9 @@ class Proxy:
         text = content.decode(errors="replace")
         request = Request(incoming.method, incoming.path_qs, text, incoming.headers, time.monotonic())
         self.requests.append(request)
+        passage = self._gate(request) if self._gate else None
+        if passage and not passage.leaves():
+            return _hang_up(incoming)
         hold = next((hold for hold in self._holds if hold._takes(request)), None)
         if hold and not hold.after and not await hold._decision(request):
             return _hang_up(incoming)
@@ -333,19 +365,22 @@ class Proxy:
                 return _hang_up(incoming)
             if (own := trouble.answer) is not None:
                 return web.Response(status=own.status, headers=own.headers, body=own.body)
-        return await self._forward(incoming, content, request, hold if hold and hold.after else None)
+        return await self._forward(incoming, content, request, hold if hold and hold.after else None, passage)
 
     async def _forward(
-        self, incoming: web.Request, content: bytes, request: Request, hold: Hold | None
+        self, incoming: web.Request, content: bytes, request: Request, hold: Hold | None, passage: Passage | None
     ) -> web.StreamResponse:
-        headers = [(name, value) for name, value in incoming.headers.items() if name.lower() not in _HOP_BY_HOP]
+        kept_here = _HOP_BY_HOP | ({"accept-encoding"} if self._renamed else set())
+        headers = [(name, value) for name, value in incoming.headers.items() if name.lower() not in kept_here]
         url = URL(self.target + incoming.raw_path, encoded=True)
         sent = self._session.request(incoming.method, url, headers=headers, data=content, allow_redirects=False)
         try:
             async with sent as answer:
                 if hold and not await hold._decision(request):
                     return _hang_up(incoming)
-                under_way = _Answering(request, incoming, answer)
+                if passage and not passage.answered():
+                    return _hang_up(incoming)
+                under_way = _Answering(request, incoming, answer, passage)
                 self._answering.add(under_way)
                 try:
                     return await self._pass_on(under_way)
@@ -360,7 +395,10 @@ class Proxy:
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=CIMultiDict(headers))
         try:
             await response.prepare(incoming)
-            async for chunk in answer.content.iter_any():
+            async for chunk in self._parts(answer):
+                part = under_way.passage.part() if under_way.passage else None
+                if part and not (part.leaves() and part.answered()):
+                    raise ConnectionError("it is not to be passed on")
                 trouble = self._trouble(under_way.request)
                 if trouble is not None and trouble.hangs:
                     await trouble.over.wait()
@@ -369,10 +407,25 @@ class Proxy:
                 if trouble is not None:
                     raise ConnectionError("it is not to be passed on")
                 await response.write(chunk)
+                if part and not part.over():
+                    raise ConnectionError("nothing more is to be passed on")
             await response.write_eof()
+            if under_way.passage and not under_way.passage.over():
+                under_way.break_off()
         except (ClientError, asyncio.TimeoutError, ConnectionError):  # whichever side it was, the other one is told
             under_way.break_off()
         return response
+
+    async def _parts(self, answer: ClientResponse) -> AsyncIterator[bytes]:
+        """Return the answer as it comes; complete, if names in it are to be replaced."""
+        if not self._renamed:
+            async for chunk in answer.content.iter_any():
+                yield chunk
+            return
+        content = await answer.read()
+        for name, other in self._renamed.items():
+            content = content.replace(name, other)
+        yield content
 
 
 def _hang_up(incoming: web.Request) -> web.Response:

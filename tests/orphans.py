@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from dev.airflow import _migrated_database
+from dev.airflow import migrated_database
 from durable_spark.cli._tasks import TaskKey
 from durable_spark.jobs import (
     RECORD_KEY,
@@ -174,7 +174,7 @@ def empty_metadata() -> Iterator[Metadata]:
     from airflow import settings
 
     path = Path(os.environ["AIRFLOW_HOME"], "airflow.db")
-    shutil.copy(_migrated_database(), path)
+    shutil.copy(migrated_database(), path)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AIRFLOW__DURABLE_SPARK__DEPLOYMENT", DEPLOYMENT)

@@ -10,3 +10,4 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-slice", action="store_true", help="kill in each slice, not in a few of the day's")
+    parser.addoption("--every-boundary", action="store_true", help="kill at each boundary, not at a few of the day's")

@@ -1,0 +1,376 @@
+"""
+Kills a task at each of its boundaries with the outside, lets Airflow's retry run, and has the clusters count the jobs.
+
+A boundary is an exchange of the task's process, or of its triggerer's, with anything that is not that process: a
+message to Airflow, a request to the cluster, an act on its own machine. A :class:`Harness` runs lives of tasks on one
+:class:`Backend`, each with a plan of where it dies; nobody tells it how many boundaries there are: it goes on until a
+plan is not reached any more. The witness is the cluster's own record, never the package's store or log.
+
+What flows in: a backend, plans. What flows out: a :class:`Case` for each life, with what it has broken.
+
+The trap: the same plan does not always meet the same exchange, for a job is polled as often as its length asks. So a
+case tells what it was killed at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dev.processes import wait_until
+from dev.proxy import Proxy, Request
+from tests.clusters import Clusters, Job, marked, spark_submits
+from tests.crash.inprocess import TASK, Airflow, Stuck
+from tests.crash.interposer import Exchange, Interposer, Kill, Way
+
+if TYPE_CHECKING:
+    from dev.kubernetes import KubernetesCluster
+    from dev.spark import StandaloneCluster
+
+__all__ = ["BACKENDS", "Backend", "Case", "Harness", "backend", "pairs", "usual"]
+
+RETRIES = 3
+DEADLINE = 240.0
+"""Seconds for one life."""
+_OURS = "durable_spark.operators.spark_submit.SparkSubmitOperator"
+_NATIVE = "durable_spark.operators.spark.SparkJobOperator"
+_UPSTREAM = "airflow.providers.apache.spark.operators.spark_submit.SparkSubmitOperator"
+_DAGS = """
+import importlib
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+operator, arguments = json.loads(Path({file!r}).read_text())
+module, _, name = operator.rpartition(".")
+with DAG("crash", schedule=None):
+    getattr(importlib.import_module(module), name)(task_id={task!r}, retry_delay=timedelta(0), **arguments)
+"""
+_SECONDS, _CODE = "{{ dag_run.conf.seconds }}", "{{ dag_run.conf.code }}"
+_MARK = "CRASH_CASE"
+"""The environment variable of a task's process by which its ``spark-submit`` is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """
+    A cluster, and a way to submit to it.
+
+    :param name: for people.
+    :param operator: path of the operator's class.
+    :param arguments: of the operator.
+    :param connection: in its JSON form, through the proxies.
+    :param jobs: returns the jobs of this way that the cluster has had, by its own record.
+    :param seconds: how long a job takes, from when it runs.
+    :param ours: whether the operator is this package's, and keeps its promises.
+    """
+
+    name: str
+    operator: str
+    arguments: Mapping[str, Any]
+    connection: Mapping[str, Any]
+    jobs: Callable[[str], Sequence[Job]]
+    seconds: float = 1.0
+    ours: bool = True
+
+
+@dataclasses.dataclass
+class Case:
+    """
+    One life.
+
+    :ivar plan: where it was to die, in short.
+    :ivar kind: for a report: of which series it is.
+    :ivar killed: at which exchanges it died.
+    :ivar crossed: how many exchanges each of its lives had, from one death to the next.
+    :ivar left: how many jobs there were after each death, before the next process began.
+    """
+
+    backend: str
+    plan: list[str]
+    kind: str = ""
+    killed: list[str] = dataclasses.field(default_factory=list)
+    crossed: list[int] = dataclasses.field(default_factory=list)
+    left: list[int] = dataclasses.field(default_factory=list)
+    state: str = ""
+    jobs: list[str] = dataclasses.field(default_factory=list)
+    tries: int = 0
+    seconds: float = 0.0
+    duplicates: list[str] = dataclasses.field(default_factory=list)
+    losses: list[str] = dataclasses.field(default_factory=list)
+    false_ends: list[str] = dataclasses.field(default_factory=list)
+    log: str = ""
+
+    @property
+    def broken(self) -> list[str]:
+        """What it has broken."""
+        return [*self.duplicates, *self.losses, *self.false_ends]
+
+    @property
+    def reached(self) -> bool:
+        """Whether it died as often as planned."""
+        return len(self.killed) == len(self.plan)
+
+    def __str__(self) -> str:
+        died = "; ".join(self.killed) or "(not killed)"
+        return f"{self.backend} {'+'.join(self.plan) or '-'}: {died}: {self.state}, jobs {self.jobs}, {self.broken}"
+
+
+class Harness:
+    """Lives of tasks on one backend. A context manager, one in a process: the Airflow is this process's own."""
+
+    def __init__(self, backend: Backend, interposer: Interposer) -> None:
+        self.backend = backend
+        self.interposer = interposer
+        self._numbers = 0
+
+    def __enter__(self) -> Harness:
+        home = Path(os.environ["AIRFLOW_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        arguments = home / "arguments.json"
+        arguments.write_text(json.dumps([self.backend.operator, {"retries": RETRIES, **self.backend.arguments}]))
+        source = _DAGS.format(file=str(arguments), task=TASK)
+        self._airflow = Airflow(source, {"crash": self.backend.connection}, self.interposer)
+        self._airflow.prepare()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._airflow.close()
+
+    def singles(self, ways: Sequence[Way] = tuple(Way)) -> Iterator[Case]:
+        """Kill once at each boundary, in each way, until a boundary is not reached any more in any."""
+        number = 1
+        while True:
+            cases = []
+            for way in ways:
+                cases.append(self.live([Kill(number, way)]))
+                yield cases[-1]
+            if not any(case.reached for case in cases):
+                return
+            number += 1
+
+    def slices(self, seconds: float) -> Iterator[Case]:
+        """Kill in each slice of the life of ``spark-submit``, from its start until the task does not wait for it."""
+        start = self._started()
+        for number in itertools.count(1):
+            case = self.live([Kill(start, Way.ACTED, number * seconds)])
+            yield case
+            if not case.reached or "Airflow: DeferTask deferred" in self.interposer.crossed[0]:
+                return
+
+    def _started(self) -> int:
+        """Return the exchange at which ``spark-submit`` is started."""
+        self.live([])
+        return self.interposer.crossed[0].index("machine: start python") + 1
+
+    def live(self, plan: Sequence[Kill], *, code: int = 0) -> Case:
+        """
+        Run a task to its end, and let it die as planned.
+
+        :param code: with which its jobs end: 0 for a success.
+        """
+        self._numbers += 1
+        run = f"{self._numbers:04}-{os.getpid()}"
+        before = {job.id for job in self.backend.jobs(run)}
+        case = Case(self.backend.name, [str(kill) for kill in plan])
+        os.environ[_MARK] = run
+        began = time.monotonic()
+        self.interposer.plan(plan)
+        life = self._airflow.live("crash", run, {"seconds": str(self.backend.seconds), "code": str(code)})
+
+        def jobs() -> list[Job]:
+            return [job for job in self.backend.jobs(run) if job.id not in before and job.state != "gone"]
+
+        def at_death() -> None:
+            if self.backend.ours:
+                wait_until(lambda: not spark_submits(run), 5, "spark-submit to die with its task", interval=0.01)
+            case.left.append(len(jobs()))
+
+        try:
+            case.state = life.live(DEADLINE, at_death=at_death)
+        except (Stuck, TimeoutError) as error:
+            case.state = "stuck"
+            case.false_ends.append(str(error))
+        case.killed = self.interposer.killed
+        case.crossed = [len(each) for each in self.interposer.crossed]
+        case.tries = life.tries
+        self._judge(case, jobs(), life.store(), code)
+        if case.broken:
+            case.log = life.log()
+        case.seconds = round(time.monotonic() - began, 1)
+        self._tidy(jobs())
+        return case
+
+    def _judge(self, case: Case, jobs: Sequence[Job], store: Mapping[str, Any], code: int) -> None:
+        case.jobs = [f"{job.id} {job.state}" for job in jobs]
+        record = store.get("durable_spark") or {}
+        submissions = 1 + len(record.get("previous", ())) if self.backend.ours else 1
+        if len(jobs) > submissions or any(left > submissions for left in case.left):
+            case.duplicates.append(f"{len(jobs)} jobs for {submissions} submissions, after a death {case.left}")
+        if code == 0 and submissions > 1:
+            case.duplicates.append(f"submitted {submissions} times, although no job has failed")
+        right = "failed" if code else "succeeded"
+        if not jobs:
+            case.losses.append("there is no job")
+        case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in jobs if job.state == "running"]
+        ended = {"success": "succeeded", "failed": "failed"}.get(case.state)
+        if jobs and ended != jobs[-1].state:
+            case.false_ends.append(f"the task is {case.state}, its job {jobs[-1].state}")
+        if ended != right:
+            case.losses.append(f"the task is {case.state}, its job was to be {right}")
+        if self.backend.ours and jobs:
+            verdict = (record.get("verdict") or {}).get("state")
+            named = (record.get("job") or [None])[0]
+            if (verdict, named, store.get("spark_job_id")) != (jobs[-1].state, jobs[-1].id, jobs[-1].id):
+                case.false_ends.append(
+                    f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
+                )
+
+    def _tidy(self, jobs: Sequence[Job]) -> None:
+        """See what runs on end by itself, so that it is not counted with the next life."""
+        if self.backend.ours:
+            return
+        wait_until(lambda: not spark_submits(os.environ[_MARK]), 60, "the last spark-submit to end", interval=0.1)
+
+
+def pairs(seed: str, crossed: Sequence[int]) -> Iterator[list[Kill]]:
+    """
+    Return plans of two deaths without end, the same ones for the same seed.
+
+    :param crossed: how many exchanges there are before the first death, and before the second, as seen so far.
+    """
+    rng = random.Random(seed)
+    while True:
+        yield [Kill(rng.randint(1, most), rng.choice(list(Way))) for most in crossed]
+
+
+def usual(name: str) -> dict[str, str]:
+    """Return what the environment of a process with a :class:`Harness` has, besides its own ``AIRFLOW_HOME``."""
+    return {
+        "AIRFLOW__DURABLE_SPARK__EARLIEST_EVENT": "0.5",  # there is no scheduler that a fast event would outrun
+        "AIRFLOW__DURABLE_SPARK__DEPLOYMENT": f"crash-{name}",
+    }
+
+
+# Backends
+
+BACKENDS = (
+    "kubernetes",
+    "standalone",
+    "submit_kubernetes",
+    "submit_standalone",
+    "submit_yarn",
+    "upstream_kubernetes",
+    "upstream_standalone",
+)
+
+
+@contextlib.contextmanager
+def backend(name: str, clusters: Clusters, interposer: Interposer) -> Iterator[Backend]:
+    """Return a backend, with proxies before its cluster that number what goes through them."""
+
+    def gate(request: Request) -> Exchange:
+        what = f"cluster: {request.method} {_generic(request.path)}"
+        return interposer.exchange(what, stream="watch=1" in request.path or "watch=true" in request.path)
+
+    way, _, cluster = name.rpartition("_")
+    with contextlib.ExitStack() as stack:
+        if cluster == "kubernetes":
+            connection = _through_proxies_kubernetes(clusters.kubernetes, gate, stack)
+        elif cluster == "standalone":
+            connection = _through_proxies_standalone(clusters.standalone, gate, stack)
+        else:
+            manager = stack.enter_context(Proxy(clusters.yarn.web(), gate=gate))
+            connection = {**clusters.yarn.connection()}
+            connection["extra"] = {**connection["extra"], "yarn_resourcemanager_webapp_address": manager.url}
+        if way == "":
+            yield _native(cluster, clusters, connection)
+        else:
+            yield _submitted(way, cluster, clusters, connection)
+
+
+def _generic(path: str) -> str:
+    """Return a path without what differs from one life to the next."""
+    path = re.sub(r"[0-9a-f]{32}|driver-[0-9-]+|application_[0-9_]+", "…", path)
+    return re.sub(r"(resourceVersion|timeoutSeconds)=[0-9]+", r"\1=…", path)[:160]
+
+
+def _through_proxies_kubernetes(
+    cluster: KubernetesCluster, gate: Callable[[Request], Exchange], stack: contextlib.ExitStack
+) -> dict[str, Any]:
+    tls = ssl.create_default_context(cafile=str(cluster.ca))
+    proxy = stack.enter_context(Proxy(cluster.url, tls=tls, gate=gate))
+    return {**cluster.connection(), "host": "k8s://http://127.0.0.1", "port": proxy.port}
+
+
+def _through_proxies_standalone(
+    cluster: StandaloneCluster, gate: Callable[[Request], Exchange], stack: contextlib.ExitStack
+) -> dict[str, Any]:
+    master, (worker,) = cluster.master, cluster.workers
+    page = stack.enter_context(Proxy(worker.ui, gate=gate))
+    renamed = {worker.ui.encode(): page.url.encode()}
+    assert len(worker.ui) == len(page.url)
+    rest = stack.enter_context(Proxy(f"http://127.0.0.1:{master.rest_port}", gate=gate))
+    pages = stack.enter_context(Proxy(master.ui, gate=gate, renamed=renamed))
+    return cluster.connection(rest_port=str(rest.port), ui_port=str(pages.port))
+
+
+def _native(cluster: str, clusters: Clusters, connection: Mapping[str, Any]) -> Backend:
+    arguments: dict[str, Any] = {"conn_id": "crash", "poll_interval": 2}
+    if cluster == "kubernetes":
+        container = {
+            "name": "spark-kubernetes-driver",
+            "command": ["sh", "-c", f"sleep {_SECONDS}; exit {_CODE}"],
+        }
+        arguments |= {
+            "application": "local:///nothing.py",
+            "conf": {
+                "spark.kubernetes.container.image": "localhost/spark:test",
+                "spark.kubernetes.container.image.pullPolicy": "Never",
+                "spark.kubernetes.driver.request.cores": "0.01",
+            },
+            "pod": {
+                "metadata": {"labels": {"mark": "{{ run_id }}"}},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
+            },
+        }
+        return Backend(cluster, _NATIVE, arguments, connection, lambda run: clusters.jobs("kubernetes", run))
+    submitted = clusters.arguments()["standalone"]
+    arguments |= {
+        **submitted,
+        "application_args": [*submitted["application_args"], _SECONDS, _CODE],
+        "driver_memory": "130m",
+    }
+    return Backend(cluster, _NATIVE, arguments, connection, lambda _: clusters.jobs("standalone", "130m"), seconds=0.5)
+
+
+def _submitted(way: str, cluster: str, clusters: Clusters, connection: dict[str, Any]) -> Backend:
+    arguments = clusters.arguments()[cluster]
+    arguments["application_args"] = [*arguments.get("application_args", ()), _SECONDS, _CODE]
+    memory = "131m" if way == "submit" else "132m"
+    arguments = marked(cluster, memory if cluster == "standalone" else "{{ run_id }}", arguments)
+    arguments |= {"conn_id": "crash", "status_poll_interval": 2 if way == "submit" else 1}
+    connection = {name: value for name, value in connection.items() if name != "password"}
+    connection |= {"conn_type": "spark", "extra": {**connection["extra"], "deploy-mode": "cluster"}}
+    connection["extra"].pop("ca", None)
+    return Backend(
+        f"{way}_{cluster}",
+        _OURS if way == "submit" else _UPSTREAM,
+        arguments,
+        connection,
+        lambda run: clusters.jobs(cluster, memory if cluster == "standalone" else run),
+        seconds=0.5,
+        ours=way == "submit",
+    )

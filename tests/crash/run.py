@@ -1,0 +1,234 @@
+"""
+The whole crash test: every boundary of every backend, pairs of deaths drawn from a seed, upstream's operator beside it.
+
+``scripts/crash-test``. The clusters are started once; each series of lives runs in a process of its own, with an
+Airflow of its own, a few at a time. What flows out: a line for each life in a file, and the table of
+``docs/reliability.md``, which is made of that file and of nothing else.
+
+The trap: Airflow reads its configuration when it is imported, so it is imported in those processes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import datetime
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import publish
+from dev.hadoop import HADOOP_VERSION
+from dev.kubernetes import KubernetesCluster
+from dev.kubernetes_binaries import KUBERNETES_VERSION
+from dev.spark import SPARK_VERSION, StandaloneCluster, archived_classes, ensure_spark
+from dev.yarn import YarnCluster
+from tests.clusters import Clusters
+from tests.crash.boundaries import BACKENDS, Case, Harness, backend, pairs, usual
+from tests.crash.interposer import Interposer
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+_SLICE = 0.05
+_TITLES = {
+    "kubernetes": "Kubernetes, natively",
+    "standalone": "standalone, natively",
+    "submit_kubernetes": "Kubernetes by spark-submit",
+    "submit_standalone": "standalone by spark-submit",
+    "submit_yarn": "YARN by spark-submit",
+    "upstream_kubernetes": "Kubernetes, upstream's operator",
+    "upstream_standalone": "standalone, upstream's operator",
+}
+_SERIES = {
+    "singles": "each boundary, in three ways",
+    "slices": f"each {_SLICE * 1000:.0f} ms of spark-submit's life",
+    "pairs": "two deaths, drawn",
+}
+_fork = multiprocessing.get_context("fork")
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Lives on one backend."""
+
+    backend: str
+    kind: str
+
+    def cases(self, harness: Harness, seed: str, until: float, file: Path) -> Iterator[Case]:
+        """Run them."""
+        if self.kind == "singles":
+            yield from harness.singles()
+        elif self.kind == "slices":
+            yield from harness.slices(_SLICE)
+        else:
+            yield from self._pairs(harness, seed, until, file)
+
+    def _pairs(self, harness: Harness, seed: str, until: float, file: Path) -> Iterator[Case]:
+        """Run pairs until the time is up. How far a life goes is known from those in which one death came."""
+        singles = [case for case in read(file) if (case.backend, case.kind) == (self.backend, "singles")]
+        lengths = [case.crossed for case in singles if case.reached] or [[40, 40]]
+        crossed = [max(length[0] for length in lengths), max(length[-1] for length in lengths)]
+        for number, plan in enumerate(pairs(f"{seed} {self.backend}", crossed)):
+            if time.time() >= until:
+                return
+            yield harness.live(plan, code=1 if self.backend == "kubernetes" and number % 4 == 3 else 0)
+
+
+def read(file: Path) -> list[Case]:
+    """Return the lives that were written down."""
+    return [Case(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, until: float) -> None:
+    """Run a series in this process, which has just been forked and has not imported Airflow."""
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    with tempfile.TemporaryDirectory(prefix="durable-spark-airflow-") as home, contextlib.ExitStack() as stack:
+        os.environ["AIRFLOW_HOME"] = home
+        os.environ.update(usual(series.backend))
+        interposer = Interposer()
+        place = stack.enter_context(backend(series.backend, clusters, interposer))
+        harness = stack.enter_context(Harness(place, interposer))
+        for case in series.cases(harness, seed, until, file):
+            case.kind = series.kind
+            with file.open("a") as lines:  # a line is written at once
+                lines.write(json.dumps(dataclasses.asdict(case)) + "\n")
+            print(f"=== {case}", flush=True)
+
+
+def _start(series: Series, *arguments: Any) -> BaseProcess:
+    process = _fork.Process(target=_run, args=(series, *arguments), name=f"{series.backend} {series.kind}")
+    process.start()
+    return process
+
+
+def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[[Series], BaseProcess]) -> bool:
+    """Run series, a few at a time; tell of each life. Return whether all of them came to their end."""
+    waiting, well, told = collections.deque(every), True, len(read(file))
+    running: list[BaseProcess] = []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(start(waiting.popleft()))
+        running[0].join(1)
+        for process in [process for process in running if not process.is_alive()]:
+            running.remove(process)
+            well = well and process.exitcode == 0
+            print(f"{process.name} ended with {process.exitcode}", flush=True)
+        cases = read(file)
+        for case in cases[told:]:
+            print(f"{case.seconds:6.1f} s  {case}", flush=True)
+        told = len(cases)
+    return well
+
+
+def table(cases: Sequence[Case]) -> list[str]:
+    """Return the table of the page."""
+    rows = [
+        "| submitted to | kills | boundaries | lives | deaths | with a job | duplicates | losses | false ends | ≤ |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in BACKENDS:
+        for kind, title in _SERIES.items():
+            of = [case for case in cases if (case.backend, case.kind) == (name, kind) and case.killed]
+            if not of:
+                continue
+            boundaries = max(int(case.plan[0].split("/")[0]) for case in of) if kind == "singles" else ""
+            broken = [sum(bool(getattr(case, what)) for case in of) for what in ("duplicates", "losses", "false_ends")]
+            deaths = sum(len(case.killed) for case in of)
+            present = sum(bool(case.left and case.left[0]) for case in of)
+            bound = f"{300 / len(of):.1f} %" if kind != "singles" and not any(broken) else ""
+            numbers = [boundaries, len(of), deaths, present, *broken, bound]
+            rows.append(f"| {_TITLES[name]} | {title} | {' | '.join(map(str, numbers))} |")
+    return rows
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="scripts/crash-test", description=__doc__)
+    parser.add_argument("backends", nargs="*", default=BACKENDS, choices=[*BACKENDS, []], help="all by default")
+    parser.add_argument("--series", nargs="*", default=list(_SERIES), choices=list(_SERIES))
+    parser.add_argument("--minutes", type=float, default=60.0, help="for pairs of deaths, all backends together")
+    parser.add_argument("--seed", default=datetime.date.today().isoformat(), help="of the pairs")
+    parser.add_argument("--at-once", type=int, default=2, help="series that run at the same time")
+    parser.add_argument("--results", type=Path, help="a file to add to, with the lives of an earlier run")
+    parser.add_argument("--report-only", action="store_true", help="run nothing")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    options = parser.parse_args()
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        del os.environ[name]
+    directory = Path(tempfile.mkdtemp(prefix="durable-spark-crash-"))
+    file = options.results or directory / "lives.jsonl"
+    well = True
+    try:
+        if not options.report_only:
+            well = _live(options, directory, file)
+        cases = read(file)
+    finally:
+        if options.results or not file.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+    lines = [f"Seed `{options.seed}`.", "", *table(cases)]
+    print("\n".join(lines))
+    for case in cases:
+        if case.broken and not case.backend.startswith("upstream"):
+            print(f"\nBROKEN: {case}\n{case.log[-6000:]}")
+    if options.write:
+        versions = (f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}")
+        publish("crash", lines, versions=versions, page=_PAGE)
+    ours = [case for case in cases if not case.backend.startswith("upstream")]
+    sys.exit(not well or any(case.broken for case in ours))
+
+
+def _live(options: argparse.Namespace, directory: Path, file: Path) -> bool:
+    spark = ensure_spark()
+    classes = archived_classes(spark)
+    standalone = StandaloneCluster(
+        spark=dataclasses.replace(spark, java_options=classes),
+        recovery=True,
+        master_conf={"spark.deploy.retainedDrivers": "100000"},  # the witness is not to forget
+        worker_conf={"spark.worker.ui.retainedDrivers": "100000"},
+    )
+    with contextlib.ExitStack() as stack:
+        submits = any("_" in name for name in options.backends)
+        wanted = {name.rpartition("_")[2] for name in options.backends}
+        clusters = Clusters(standalone, KubernetesCluster(), YarnCluster(), directory)
+        for name in ("kubernetes", "standalone", "yarn"):
+            if name in wanted or (submits and name == "kubernetes"):  # which has to do with the environment
+                stack.enter_context(getattr(clusters, name))
+        os.environ.update(clusters.environment() if submits else {})
+        os.environ["SPARK_SUBMIT_OPTS"] = classes
+        log = directory / "log"
+        first = [Series(name, "singles") for name in options.backends if "singles" in options.series]
+        first += [
+            Series(name, "slices")
+            for name in options.backends
+            if "slices" in options.series and name.startswith("submit")
+        ]
+        well = _run_all(
+            first, options.at_once, file, lambda series: _start(series, clusters, file, log, options.seed, 0.0)
+        )
+        if "pairs" not in options.series:
+            return well
+        drawn = [Series(name, "pairs") for name in options.backends if not name.startswith("upstream")]
+        each = options.minutes * 60 * options.at_once / max(1, len(drawn))
+        return well and _run_all(
+            drawn,
+            options.at_once,
+            file,
+            lambda series: _start(series, clusters, file, log, options.seed, time.time() + each),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""
+A task dies at boundaries with the outside that the day's seed chooses, once and twice in its life, on each backend.
+
+After each life the cluster's own record has one job for the submission, the task has ended as it did, and its record
+says so. Upstream's operator, killed in the window that its documentation names, is what shows that a duplicate would be
+seen. All boundaries with ``--every-boundary``, or, with a table, ``scripts/crash-test``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.crash.boundaries import BACKENDS, Case, Harness, backend, usual
+from tests.crash.interposer import Interposer, Kill, Way
+
+if TYPE_CHECKING:
+    from tests.clusters import Clusters
+
+FEW = {"kubernetes": 6, "standalone": 2, "submit_kubernetes": 2, "submit_standalone": 1, "submit_yarn": 1}
+"""Lives with one death. On each backend there is one more, with two."""
+OURS = [name for name in BACKENDS if name in FEW]
+WINDOW = "Airflow: SetTaskStateStore spark_job_id"
+
+
+@pytest.fixture
+def harness(
+    request: pytest.FixtureRequest, submit_clusters: Clusters | None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Harness]:
+    if submit_clusters is None:
+        pytest.skip("there is no Kubernetes or no YARN cluster")
+    name = request.param
+    for variable, value in {**submit_clusters.environment(), **usual(name), "_AIRFLOW_PROCESS_CONTEXT": ""}.items():
+        monkeypatch.setenv(variable, value)
+    with ExitStack() as stack:
+        interposer = Interposer()
+        place = stack.enter_context(backend(name, submit_clusters, interposer))
+        yield stack.enter_context(Harness(place, interposer))
+
+
+def sound(case: Case, *, deaths: int) -> None:
+    print(f"\n{case}")
+    assert not case.broken, f"{case}\n{case.log}"
+    assert len(case.killed) <= deaths
+
+
+@pytest.mark.parametrize("harness", OURS, indirect=True)
+def test_one_job_wherever_the_task_dies(request: pytest.FixtureRequest, harness: Harness) -> None:
+    name = request.node.callspec.params["harness"]
+    if request.config.getoption("--every-boundary"):
+        for case in harness.singles():
+            sound(case, deaths=1)
+        return
+    rng = random.Random(f"{os.environ.get('CRASH_SEED', datetime.date.today().isoformat())} {name}")
+    undisturbed = harness.live([])
+    sound(undisturbed, deaths=0)
+    (length,) = undisturbed.crossed
+    assert length > 20, "what flows past the interposer is not numbered"
+    for part in range(FEW[name]):
+        numbers = range(length * part // FEW[name] + 1, length * (part + 1) // FEW[name] + 1)
+        sound(harness.live([Kill(rng.choice(numbers), rng.choice(list(Way)))]), deaths=1)
+    twice = harness.live([Kill(rng.randint(1, length), rng.choice(list(Way))) for _ in range(2)])
+    sound(twice, deaths=2)
+
+
+@pytest.mark.parametrize("harness", OURS[:2], indirect=True)
+def test_each_way_of_dying_in_the_submission(harness: Harness) -> None:
+    """The one exchange that matters most: the request that makes the job."""
+    harness.live([])
+    submission = _number(harness, "cluster: POST")
+    left = {}
+    for way in Way:
+        case = harness.live([Kill(submission, way)])
+        sound(case, deaths=1)
+        assert case.reached
+        left[way] = case.left
+    assert left == {Way.BEFORE: [0], Way.ACTED: [1], Way.AFTER: [1]}
+
+
+@pytest.mark.parametrize("harness", ["upstream_kubernetes"], indirect=True)
+def test_upstreams_window_shows_as_a_duplicate(harness: Harness) -> None:
+    assert not harness.live([]).broken
+    case = harness.live([Kill(_number(harness, WINDOW), Way.BEFORE)])
+    assert case.reached
+    assert case.duplicates, case
+
+
+def _number(harness: Harness, what: str) -> int:
+    """Return which exchange of an undisturbed life it is."""
+    crossed: Sequence[str] = harness.interposer.crossed[0]
+    return next(number for number, each in enumerate(crossed, 1) if each.startswith(what))
