@@ -52,6 +52,7 @@ class Exchange:
     def __init__(self, interposer: Interposer, what: str, life: int, number: int, *, stream: bool = False) -> None:
         self.what = what
         self._stream = stream
+        self._opened = False
         self._interposer = interposer
         self._life = life
         self._number = number
@@ -66,7 +67,12 @@ class Exchange:
 
     def part(self) -> Exchange | None:
         """A part of the answer has come: an exchange of its own, if this one is a stream, as a watch is."""
-        return self._interposer.exchange(f"{self.what}, a part", life=self._life) if self._stream else None
+        if not self._stream:
+            return None
+        opened, self._opened = self._opened, True
+        if not opened and not self.over():  # a stream has been answered when its first part comes
+            return Exchange(self._interposer, self.what, -1, 0)
+        return self._interposer.exchange(f"{self.what}, a part", life=self._life)
 
     def over(self) -> bool:
         """The answer has been passed on."""
