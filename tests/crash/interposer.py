@@ -26,6 +26,11 @@ from dev.processes import descendants, wait_until
 __all__ = ["Exchange", "Interposer", "Kill", "Way"]
 
 
+_PART = ", a part"
+_PERIOD = 3
+"""How many different questions a poll may consist of."""
+
+
 class Way(enum.Enum):
     """When in an exchange the process is killed."""
 
@@ -59,7 +64,7 @@ class Exchange:
 
     def leaves(self) -> bool:
         """The request has come, and would be passed on."""
-        return self._number > 0 and self._goes_on(Way.BEFORE)
+        return self._goes_on(Way.BEFORE)
 
     def answered(self) -> bool:
         """The far side has acted, and its answer would be passed on."""
@@ -72,7 +77,7 @@ class Exchange:
         opened, self._opened = self._opened, True
         if not opened and not self.over():  # a stream has been answered when its first part comes
             return Exchange(self._interposer, self.what, -1, 0)
-        return self._interposer.exchange(f"{self.what}, a part", life=self._life)
+        return self._interposer.exchange(self.what + _PART, life=self._life)
 
     def over(self) -> bool:
         """The answer has been passed on."""
@@ -86,6 +91,7 @@ class Interposer:
     """
     Counts the exchanges of the process that is watched, and kills it as planned.
 
+    :ivar repeats: whether a question that is asked again and again (a poll) counts each time, or only the first time.
     :ivar crossed: the exchanges of each life, from one death to the next: what they were, in their order.
     :ivar killed: at which of them it was killed, in their own words.
     """
@@ -96,6 +102,7 @@ class Interposer:
         self._life = 0
         self._plan: list[Kill] = []
         self._number = 0
+        self.repeats = True
         self.crossed: list[list[str]] = [[]]
         self.killed: list[str] = []
 
@@ -133,6 +140,8 @@ class Interposer:
         with self._lock:
             if self._pid is None or life not in (None, self._life):
                 return Exchange(self, what, -1, 0)
+            if not self.repeats and _is_question(what) and what in self.crossed[-1][-_PERIOD:]:
+                return Exchange(self, what, self._life, 0, stream=stream)
             self._number += 1
             self.crossed[-1].append(what)
             return Exchange(self, what, self._life, self._number, stream=stream)
@@ -188,3 +197,7 @@ class Interposer:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         self._pid = None
+
+
+def _is_question(what: str) -> bool:
+    return what.startswith("cluster: GET ") and not what.endswith(_PART)

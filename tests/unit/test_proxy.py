@@ -186,3 +186,50 @@ async def test_tells_the_client_when_the_far_side_breaks_off(client: ClientSessi
             async with client.get(proxy.url) as broken:
                 with pytest.raises(ClientPayloadError):
                     await broken.read()
+
+
+class Gate:
+    """Lets requests pass up to a moment."""
+
+    def __init__(self, *moments: str) -> None:
+        self.moments = moments
+        self.seen: list[str] = []
+
+    def leaves(self) -> bool:
+        return self._passes("leaves")
+
+    def answered(self) -> bool:
+        return self._passes("answered")
+
+    def over(self) -> bool:
+        return self._passes("over")
+
+    def part(self) -> Gate | None:
+        return None
+
+    def _passes(self, moment: str) -> bool:
+        self.seen.append(moment)
+        return moment in self.moments
+
+
+@pytest.mark.parametrize("moments", [[], ["leaves"], ["leaves", "answered"], ["leaves", "answered", "over"]])
+async def test_a_gate_is_asked_at_each_moment(
+    far_side: tuple[FarSide, str], client: ClientSession, moments: list[str]
+) -> None:
+    side, url = far_side
+    gate = Gate(*moments)
+    with Proxy(url, gate=lambda request: gate) as proxy:
+        if len(moments) < 2:
+            with pytest.raises(ServerDisconnectedError):
+                await client.get(f"{proxy.url}/a")
+        else:
+            async with client.get(f"{proxy.url}/a") as answer:
+                assert await answer.json() == {"path": "/a"}
+    assert bool(side.got) == bool(moments)
+    assert gate.seen[: len(moments)] == moments
+
+
+async def test_names_in_answers_are_replaced(far_side: tuple[FarSide, str], client: ClientSession) -> None:
+    with Proxy(far_side[1], renamed={b"/abc": b"/xyz"}) as proxy:
+        async with client.get(f"{proxy.url}/abc") as answer:
+            assert await answer.json() == {"path": "/xyz"}

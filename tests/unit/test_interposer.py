@@ -1,0 +1,81 @@
+"""What the crash test counts with, and kills."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.interposer import Exchange, Interposer, Kill, Way
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def cross(interposer: Interposer, what: str) -> list[bool]:
+    """Carry an exchange as far as it goes."""
+    exchange, passed = interposer.exchange(what), []
+    for goes_on in (exchange.leaves, exchange.answered, exchange.over):
+        passed.append(goes_on())
+        if not passed[-1]:
+            break
+    return passed
+
+
+@pytest.mark.parametrize(("way", "passed"), [(Way.BEFORE, [0]), (Way.ACTED, [1, 0]), (Way.AFTER, [1, 1, 0])])
+def test_kills_at_the_planned_exchange(process: subprocess.Popen[bytes], way: Way, passed: list[int]) -> None:
+    interposer = Interposer()
+    interposer.plan([Kill(2, way)])
+    interposer.watch(process.pid)
+    assert cross(interposer, "one") == [True, True, True]
+    assert process.poll() is None
+    assert cross(interposer, "two") == passed
+    assert process.wait(10) == -9
+    assert interposer.killed == [f"{way.value}: two"]
+    assert cross(interposer, "of the dead one") == [False]
+    assert interposer.crossed == [["one", "two"], []]
+
+
+def test_a_second_death_is_counted_from_the_first(process: subprocess.Popen[bytes]) -> None:
+    interposer = Interposer()
+    interposer.plan([Kill(1, Way.BEFORE), Kill(1, Way.ACTED)])
+    with subprocess.Popen(["sleep", "60"]) as first:
+        interposer.watch(first.pid)
+        late = interposer.exchange("one")
+        assert not late.leaves()
+    interposer.watch(process.pid)
+    assert not late.answered(), "it belongs to the process that is dead"
+    assert process.poll() is None
+    assert cross(interposer, "two") == [True, False]
+    assert process.wait(10) == -9
+
+
+def test_each_part_of_a_stream_is_an_exchange(process: subprocess.Popen[bytes]) -> None:
+    interposer = Interposer()
+    interposer.plan([Kill(3, Way.ACTED)])
+    interposer.watch(process.pid)
+    watch = interposer.exchange("cluster: GET watch", stream=True)
+    assert watch.leaves()
+    assert watch.answered()
+    first, second = watch.part(), None
+    assert first is not None
+    assert [first.leaves(), first.answered(), first.over()] == [True, True, True]
+    second = watch.part()
+    assert isinstance(second, Exchange)
+    assert [second.leaves(), second.answered()] == [True, False]
+    assert process.wait(10) == -9
+
+
+def test_a_poll_may_count_once(process: subprocess.Popen[bytes]) -> None:
+    interposer = Interposer()
+    interposer.plan([])
+    interposer.watch(process.pid)
+    interposer.repeats = False
+    for what in ("cluster: GET a", "cluster: GET b", "cluster: GET a", "cluster: GET b", "Airflow: c", "Airflow: c"):
+        assert cross(interposer, what) == [True, True, True]
+    assert interposer.crossed == [["cluster: GET a", "cluster: GET b", "Airflow: c", "Airflow: c"]]
