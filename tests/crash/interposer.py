@@ -26,6 +26,7 @@ from dev.processes import descendants, wait_until
 __all__ = ["Exchange", "Interposer", "Kill", "Way"]
 
 
+_QUESTIONS = ("cluster: GET ", "machine: start curl")  # upstream's operator asks with a program
 _PART = ", a part"
 _PERIOD = 3
 """How many different questions a poll may consist of."""
@@ -200,4 +201,4 @@ class Interposer:
 
 
 def _is_question(what: str) -> bool:
-    return what.startswith("cluster: GET ") and not what.endswith(_PART)
+    return what.startswith(_QUESTIONS) and not what.endswith(_PART)
