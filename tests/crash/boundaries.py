@@ -23,7 +23,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,7 @@ class Harness:
         self.backend = backend
         self.interposer = interposer
         self._numbers = 0
+        self._last: tuple[str, Set[str]] | None = None
 
     def __enter__(self) -> Harness:
         home = Path(os.environ["AIRFLOW_HOME"])
@@ -191,6 +192,7 @@ class Harness:
         run = f"{self._numbers:04}-{os.getpid()}"
         before = {job.id for job in self.backend.jobs(run)}
         case = Case(self.backend.name, [str(kill) for kill in plan])
+        case.duplicates += [f"{job}, of the life before, has come late" for job in self.late()]
         os.environ[_MARK] = run
         began = time.monotonic()
         self.interposer.plan(plan)
@@ -218,8 +220,16 @@ class Harness:
         if case.broken:
             case.log = life.log()
         case.seconds = round(time.monotonic() - began, 1)
-        self._tidy(jobs())
+        self._tidy()
+        self._last = run, {job.id for job in self.backend.jobs(run)}
         return case
+
+    def late(self) -> Set[str]:
+        """Return the jobs that have come since the last life was over."""
+        if self._last is None:
+            return set()
+        run, seen = self._last
+        return {job.id for job in self.backend.jobs(run)} - seen
 
     def _judge(self, case: Case, jobs: Sequence[Job], store: Mapping[str, Any], code: int) -> None:
         case.jobs = [f"{job.id} {job.state}" for job in jobs]
@@ -245,11 +255,10 @@ class Harness:
                     f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
                 )
 
-    def _tidy(self, jobs: Sequence[Job]) -> None:
-        """See what runs on end by itself, so that it is not counted with the next life."""
-        if self.backend.ours:
-            return
-        wait_until(lambda: not spark_submits(os.environ[_MARK]), 60, "the last spark-submit to end", interval=0.1)
+    def _tidy(self) -> None:
+        """Wait for what upstream's operator leaves behind, so that it is not counted with the next life."""
+        if not self.backend.ours:
+            wait_until(lambda: not spark_submits(os.environ[_MARK]), 60, "the last spark-submit to end", interval=0.1)
 
 
 def pairs(seed: str, crossed: Sequence[int]) -> Iterator[list[Kill]]:

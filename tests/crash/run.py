@@ -110,6 +110,8 @@ def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, u
             with file.open("a") as lines:  # a line is written at once
                 lines.write(json.dumps(dataclasses.asdict(case)) + "\n")
             print(f"=== {case}", flush=True)
+        if late := harness.late():
+            raise AssertionError(f"after all was over there came {late}")
 
 
 def _start(series: Series, *arguments: Any) -> BaseProcess:
@@ -172,7 +174,7 @@ def _boundary(case: Case) -> int:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(prog="scripts/crash-test", description=__doc__)
-    parser.add_argument("backends", nargs="*", default=BACKENDS, choices=[*BACKENDS, []], help="all by default")
+    parser.add_argument("backends", nargs="*", metavar="backend", help=f"{', '.join(BACKENDS)}: all by default")
     parser.add_argument("--series", nargs="*", default=list(_SERIES), choices=list(_SERIES))
     parser.add_argument("--minutes", type=float, default=60.0, help="for pairs of deaths, all backends together")
     parser.add_argument("--seed", default=datetime.date.today().isoformat(), help="of the pairs")
@@ -181,6 +183,9 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
+    options.backends = options.backends or BACKENDS
+    if unknown := set(options.backends) - set(BACKENDS):
+        parser.error(f"there is no {', '.join(unknown)}")
     for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
         del os.environ[name]
     directory = Path(tempfile.mkdtemp(prefix="durable-spark-crash-"))

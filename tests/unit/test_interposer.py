@@ -79,3 +79,40 @@ def test_a_poll_may_count_once(process: subprocess.Popen[bytes]) -> None:
     for what in ("cluster: GET a", "cluster: GET b", "cluster: GET a", "cluster: GET b", "Airflow: c", "Airflow: c"):
         assert cross(interposer, what) == [True, True, True]
     assert interposer.crossed == [["cluster: GET a", "cluster: GET b", "Airflow: c", "Airflow: c"]]
+
+
+def test_a_death_may_come_later(process: subprocess.Popen[bytes]) -> None:
+    interposer = Interposer()
+    interposer.plan([Kill(1, Way.ACTED, later=0.2)])
+    interposer.watch(process.pid)
+    assert cross(interposer, "one") == [True, True, True]
+    assert cross(interposer, "two") == [True, True, True]
+    assert process.wait(10) == -9
+    assert interposer.crossed == [["one", "two"], []]
+    assert interposer.killed == ["0.20 s after acted upon, not answered: one"]
+
+
+def test_but_not_to_the_next_process(process: subprocess.Popen[bytes]) -> None:
+    interposer = Interposer()
+    interposer.plan([Kill(1, Way.ACTED, later=0.2)])
+    with subprocess.Popen(["true"]) as first:
+        interposer.watch(first.pid)
+        assert cross(interposer, "one") == [True, True, True]
+        first.wait()
+    interposer.ended(first.pid)
+    interposer.watch(process.pid)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    assert interposer.killed == []
+
+
+def test_a_program_that_is_started_stands_for_an_answer() -> None:
+    """Killed when it is there: the two moments after the start are those of a child, and of its child."""
+    interposer = Interposer()
+    interposer.plan([Kill(1, Way.AFTER)])
+    with subprocess.Popen(["sh", "-c", "sleep 0.3; sh -c 'sleep 0.3; sleep 60 & wait' & wait"]) as process:
+        interposer.watch(process.pid)
+        act = interposer.exchange("machine: start sh")
+        assert act.leaves()
+        interposer.settle(act)
+        assert process.wait(10) == -9
