@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -110,9 +112,11 @@ def test_a_program_that_is_started_stands_for_an_answer() -> None:
     """Killed when it is there: the two moments after the start are those of a child, and of its child."""
     interposer = Interposer()
     interposer.plan([Kill(1, Way.AFTER)])
-    with subprocess.Popen(["sh", "-c", "sleep 0.3; sh -c 'sleep 0.3; sleep 60 & wait' & wait"]) as process:
+    script = "sleep 0.3; sh -c 'sleep 0.3; sleep 60 & wait' & wait"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as process:
         interposer.watch(process.pid)
         act = interposer.exchange("machine: start sh")
         assert act.leaves()
         interposer.settle(act)
         assert process.wait(10) == -9
+        os.killpg(process.pid, signal.SIGKILL)
