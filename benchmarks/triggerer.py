@@ -105,6 +105,8 @@ class Measured:
         self.wanted = wanted
         self.runner = Runner()
         self.lags: list[tuple[float, float]] = []
+        self.collections: list[tuple[float, float]] = []
+        gc.callbacks.append(self._collected)
         self.numbers = iter(range(1, 1 << 30))
 
     async def run(self) -> dict[str, Any]:
@@ -171,7 +173,21 @@ class Measured:
             "latencies": sorted(came[job_id] - at for job_id, at in changes if job_id in came),
             "lag_p99": sorted(in_window)[int(0.99 * len(in_window))],
             "lag_max": max(lag for at, lag in self.lags if at >= began),
+            "lag_max_own": max(lag - self._collecting(at, at + BEAT + lag) for at, lag in self.lags if at >= began),
         }
+
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        """Note when Python's garbage collector, which stops everything, looked through all objects."""
+        if info["generation"] == 2:
+            now = time.monotonic()
+            if phase == "start":
+                self.collections.append((now, now))
+            else:
+                self.collections[-1] = (self.collections[-1][0], now)
+
+    def _collecting(self, begin: float, end: float) -> float:
+        """Return how long it did so within a time."""
+        return sum(max(0.0, min(end, to) - max(begin, since)) for since, to in self.collections)
 
     async def _beat(self) -> None:
         while True:
