@@ -140,7 +140,8 @@ class Bench:
         middle, passed = self._now(name, run) - first, time.monotonic() - at
         state = airflow.task(name, run, "job").state
         if state not in ("running", "deferred") or time.monotonic() - began > SECONDS:
-            raise RuntimeError(f"{name}: the task is {state} in the middle of its job")
+            said = airflow.log_text(name, run, "job")[-4000:]
+            raise RuntimeError(f"{name}: the task is {state} in the middle of its job\n{said}")
         airflow.wait_for_state(name, run, "job", "success", deadline=120)
         time.sleep(2)  # PostgreSQL's sessions tell of what they wrote within a second
         costs = self._now(name, run) - before
@@ -192,7 +193,7 @@ def _ways(arguments: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Way
 
 
 def _pod(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    container = {"name": "spark-kubernetes-driver", "command": ["sleep", str(SECONDS)]}
+    container = {"name": "spark-kubernetes-driver", "command": ["sh", "-c", f"sleep {SECONDS}"]}
     image = {name: value for name, value in arguments["conf"].items() if "container.image" in name}
     pod = {"spec": {"terminationGracePeriodSeconds": 1, "containers": [container]}}
     return {"conn_id": "kubernetes", "application": "local:///nothing.py", "conf": image, "pod": pod}
