@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+from airflow.providers.common.compat.module_loading import import_string
 from airflow.sdk import DAG
-from airflow.sdk.module_loading import import_string
 
 for name, (operator, arguments) in json.loads(os.environ["BENCHMARK_WAYS"]).items():
     with DAG(name, schedule=None):
