@@ -141,7 +141,7 @@ class Bench:
         middle, passed = self._now(name, run) - first, time.monotonic() - at
         state = airflow.task(name, run, "job").state
         if state not in ("running", "deferred") or time.monotonic() - began > SECONDS:
-            said = airflow.log_text(name, run, "job")[-4000:]
+            said = "\n".join(map(json.dumps, airflow.log(name, run, "job")[-20:]))
             raise RuntimeError(f"{name}: the task is {state} in the middle of its job\n{said}")
         airflow.wait_for_state(name, run, "job", "success", deadline=120)
         time.sleep(_TOLD_WITHIN)
@@ -184,7 +184,11 @@ def _ways(arguments: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Way
         common["application_args"] = [*given.get("application_args", ()), *ends]
         submit = {"conn_id": f"submit_{cluster}", **common}
         option, more = tracking[cluster]
-        yield f"{cluster}_upstream", Way(cluster, "upstream's, as it is", _UPSTREAM, submit)
+        if cluster == "standalone":
+            yield f"{cluster}_upstream", Way(cluster, "upstream's, as it is", _UPSTREAM, submit)
+        else:  # it cannot be durable without the option
+            undurable = {**submit, "durable": False}
+            yield f"{cluster}_upstream", Way(cluster, "upstream's, `durable=False`", _UPSTREAM, undurable)
         yield f"{cluster}_polling", Way(cluster, f"upstream's, `{option}`", _UPSTREAM, {**submit, **more})
         yield f"{cluster}_drop_in", Way(cluster, "**ours**, drop-in", _DROP_IN, submit)
         if cluster == "standalone":

@@ -135,7 +135,7 @@ class Measured:
         await self._until(lambda: self._known() >= 1, 60)
         await asyncio.sleep(1.0)
         await control("requests")
-        memory = resident()
+        memory, objects = resident(), len(gc.get_objects())
         given = [self._workload(*job) for job in (*rest, *wanted["beside"][1:])]
         began, used = time.monotonic(), time.process_time()
         self.runner.given += given
@@ -145,7 +145,7 @@ class Measured:
         start_cpu = time.process_time() - used
         start_requests = await control("requests")
         await asyncio.sleep(2 * interval)
-        grown = resident() - memory
+        grown, more_objects = resident() - memory, len(gc.get_objects()) - objects
         # Nothing but time: what it costs to go on.
         await control("requests")
         await control(f"changing?rate={wanted['rate']}", "POST")
@@ -165,6 +165,7 @@ class Measured:
             "start_cpu": start_cpu,
             "start_requests": start_requests,
             "memory": grown,
+            "objects": more_objects,
             "cpu": cpu / (steady_end - steady),
             "intervals": (steady_end - steady) / interval,
             "requests": requests,

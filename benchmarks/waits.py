@@ -221,6 +221,7 @@ FIGURES = (
     Figure("loop lag, longest", lambda one: one.raw["lag_max"], milliseconds, 0.100),
     Figure("without Python's collections", lambda one: one.raw["lag_max_own"], milliseconds, 0.100),
     Figure("memory per job", lambda one: one.raw["memory"] / one.followed, kibibytes, 4096),
+    Figure("objects per job", lambda one: one.raw["objects"] / one.followed, plain),
     Figure("end told, 50 %", lambda one: one.latency(0.5), seconds, above=False, clusters=True),
     Figure("99 %", lambda one: one.latency(0.99), seconds, above=False, clusters=True),
     Figure("all known after", lambda one: one.raw["known_after"], seconds, 5.0, clusters=True),

@@ -58,6 +58,8 @@ LONGEST_BACKOFF = 60.0
 _LONGEST_RETRY_AFTER = 600.0
 """A cluster that asks to be left alone for longer is asked sooner all the same."""
 _SHORTEST_INTERVAL = 0.01
+_NO_CONTEXT = contextvars.Context()
+"""For what needs none: each timer would keep one of its own."""
 _ABSENCES_BELIEVED = 2
 """Polls in a row that must say that a job is not known before anybody is told."""
 
@@ -100,6 +102,7 @@ class Subscription:
         "interval",
         "job",
         "last_seen",
+        "last_seen_at",
         "outage",
         "status",
     )
@@ -113,8 +116,10 @@ class Subscription:
         self.absences = 0
         self.absent_since: float | None = None
         """When the cluster first did not know the job any more, in seconds since the epoch."""
-        self.last_seen: tuple[JobStatus, float] | None = None if status is None else (status, time.time())
-        """The last status in which the cluster knew the job, and when it was told, in seconds since the epoch."""
+        self.last_seen = status
+        """The last status in which the cluster knew the job."""
+        self.last_seen_at = time.time()
+        """When that was told, in seconds since the epoch."""
         self._news = status is not None or outage is not None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -133,7 +138,7 @@ class Subscription:
         if not self._news and (timeout is None or timeout > 0):
             loop = asyncio.get_running_loop()
             waiter = self._waiter = loop.create_future()
-            timer = None if timeout is None else loop.call_later(timeout, _wake, waiter)
+            timer = None if timeout is None else loop.call_later(timeout, _wake, waiter, context=_NO_CONTEXT)
             try:
                 await waiter
             finally:
@@ -146,7 +151,7 @@ class Subscription:
     def _hear(self, status: JobStatus, now: float) -> bool:
         """Take note of what the cluster said; tell it, and return ``True``, if it is new and to be believed."""
         if status.state is not JobState.ABSENT:
-            self.absences, self.absent_since, self.last_seen = 0, None, (status, now)
+            self.absences, self.absent_since, self.last_seen, self.last_seen_at = 0, None, status, now
         else:
             self.absences += 1
             self.absent_since = self.absent_since or now

@@ -26,7 +26,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -212,6 +212,12 @@ def _once(value: _T) -> _T:
     return value
 
 
+@functools.lru_cache(maxsize=256)
+def _maker(hook: str, conn_id: str) -> Callable[[], JobHook]:
+    """Return what makes a hook, the same for all that follow jobs by this connection."""
+    return lambda: load_hook_class(hook)(conn_id)
+
+
 def digest_of_links(links: Mapping[Link, str]) -> str:
     """Return what tells whether two sets of links are the same; nothing for none."""
     if not links:
@@ -342,13 +348,13 @@ class JobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the job, then yield one event."""
-        hook_class = load_hook_class(self._args.hook)
+        load_hook_class(self._args.hook)  # or raise, before anything else is done
         self._began = time.time()
         if self._args.sent_before:
             self._pause = self._patience
             self._look_for_double_at = self._began + self._pause
         started = asyncio.get_running_loop().time()
-        event = await self._follow(hook_class)
+        event = await self._follow()
         if (left := started + self._args.quiet - asyncio.get_running_loop().time()) > 0:
             if event.kind in ("succeeded", "failed", "killed"):
                 await self._note(event)
@@ -412,14 +418,14 @@ class JobTrigger(BaseTrigger):
         deferred = self._args.deferred_at
         return deferred is not None and self._began - deferred > _TAKEN_OVER_AFTER
 
-    async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
-        key = FeedKey(hook=self._args.hook, conn_id=self._args.conn_id, cluster=self._args.cluster)
+    async def _follow(self) -> JobEvent:
+        key = _once(FeedKey(hook=self._args.hook, conn_id=self._args.conn_id, cluster=self._args.cluster))
         said = _Narrator(self)
         while True:
             async with join(
                 key,
                 self._job,
-                make_hook=lambda: hook_class(self._args.conn_id),
+                make_hook=_maker(key.hook, key.conn_id),
                 interval=self._args.interval,
                 gauged=not self._args.on_worker,
             ) as subscription:
@@ -548,10 +554,10 @@ class JobTrigger(BaseTrigger):
 
     def _lost(self, subscription: Subscription) -> JobEvent:
         """Return the event of a job that the cluster does not know any more, with all that is known of it."""
-        status, at = subscription.last_seen or (None, self._began)
-        seen = (
-            f"last seen as {status.raw or status.state.value} at" if status else "not seen since it is followed here,"
-        )
+        if (status := subscription.last_seen) is not None:
+            seen, at = f"last seen as {status.raw or status.state.value} at", subscription.last_seen_at
+        else:
+            seen, at = "not seen since it is followed here,", self._began
         known = f"{seen} {utc(at)}; not known since {utc(subscription.absent_since or time.time())}"
         self.log.warning("The cluster does not know %s any more: %s", self._job, known)
         return self._event("lost", status, message=known)
@@ -724,7 +730,7 @@ class SubmissionTrigger(JobTrigger):
         called by, the deadline is when the waiting ends.
     """
 
-    async def _follow(self, hook_class: type[JobHook]) -> JobEvent:
+    async def _follow(self) -> JobEvent:
         backoff = wait_random_exponential(multiplier=self._patience, max=max(LONGEST_BACKOFF, self._patience))
         patience = (self._args.deadline or time.time() + self._args.outage_timeout) - time.time()
         # Not past the end, where Airflow would end the deferral.
@@ -762,7 +768,7 @@ class _Narrator:
 
     def __init__(self, trigger: JobTrigger) -> None:
         self._trigger = trigger
-        self._said: tuple[JobRef, str, str] | None = None
+        self._said: JobStatus | None = None
         self._outage: Outage | None = None
         self._links = trigger._args.links
         self.links_due: float | None = None
@@ -774,11 +780,12 @@ class _Narrator:
 
         :param beside: how many others are followed beside it.
         """
-        why = f": {status.message}" if status.held_up_since is not None and status.message else ""
-        said, self._said = self._said, (status.job, status.raw, why)
-        new = said != self._said
-        if said is None and status.state.active and not why:
-            new = not (self._trigger.taken_over and beside >= _MANY)
+        why = _why_held_up(status)
+        said, self._said = self._said, status
+        if said is None:
+            new = bool(why) or not (status.state.active and self._trigger.taken_over and beside >= _MANY)
+        else:
+            new = (said.job, said.raw, _why_held_up(said)) != (status.job, status.raw, why)
         if new:
             links = "".join(f"\n  {link.value}: {url}" for link, url in status.links.items())
             self._trigger.log.info("%s is %s%s%s", status.job, status.raw or status.state.value, why, links)
@@ -807,3 +814,8 @@ class _Narrator:
             )
         elif outage is None and before is not None:
             self._trigger.log.info("The cluster answers again after %.0f s", time.time() - before.since)
+
+
+def _why_held_up(status: JobStatus) -> str:
+    """Return the end of a line that says why the cluster cannot start a job; nothing if it can."""
+    return f": {status.message}" if status.held_up_since is not None and status.message else ""

@@ -251,9 +251,9 @@ class TestTheWorkersOwnLife:
         first = instance.begin(deferrable=False, poll_interval=0.01, execution_timeout=datetime.timedelta(hours=1))
         original, followed = JobTrigger._follow, []
 
-        async def follow(self: Any, hook_class: Any) -> Any:
+        async def follow(self: Any) -> Any:
             try:
-                return await original(self, hook_class)
+                return await original(self)
             finally:
                 followed.append(list(service.kills))
 

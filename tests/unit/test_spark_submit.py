@@ -9,8 +9,10 @@ import datetime
 import inspect
 import json
 import os
+import selectors
 import shlex
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -174,12 +176,19 @@ def event(instance: TaskInstance, kind: str, **more: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def interrupted(when: Callable[[], object], handler: Callable[[], object]) -> Iterator[None]:
-    """Call the handler from a signal, as Airflow does, as soon as something is so."""
+    """
+    Call the handler from a signal, as Airflow does, as soon as something is so and the event loop waits.
+
+    While it calls back, it logs what a handler raises and goes on.
+    """
+
+    def idle() -> bool:
+        return sys._current_frames()[main].f_code.co_filename == selectors.__file__
 
     def wait() -> None:
         until = time.monotonic() + 10
         while not over.is_set() and time.monotonic() < until:
-            if when():
+            if when() and idle():
                 signal.pthread_kill(main, signal.SIGUSR1)
                 return
             time.sleep(0.01)

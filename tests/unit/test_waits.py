@@ -1,5 +1,5 @@
 """
-What hundreds of waits may cost, in counts: requests to the cluster, and bytes that each trigger keeps.
+What hundreds of waits may cost, in counts: requests to the cluster, and bytes and objects that each trigger keeps.
 
 Times are for ``scripts/bench waits``, which also has Airflow's ``TriggerRunner`` around the triggers. The cluster is
 the benchmark's, in a process of its own; it answers as the real ones were recorded to answer.
@@ -32,6 +32,8 @@ INTERVAL = 0.25
 """Seconds between two polls."""
 LARGEST = 4096
 """Bytes that a job may take: its trigger, its arguments, its place in the feed, and what the hook knows of it."""
+MOST = 22
+"""Objects that Python's garbage collector has to look through for it: while it does, nothing else goes on."""
 TO_START = 12
 """Requests until all are known, at most, however many there are."""
 
@@ -128,29 +130,34 @@ def test_requests_do_not_grow_with_the_jobs(cluster: Cluster) -> None:
     asyncio.run(follow())
 
 
-def test_memory_of_a_wait(cluster: Cluster) -> None:
+def test_memory_and_objects_of_a_wait(cluster: Cluster) -> None:
     async def nothing(_: int) -> None:
         await asyncio.Event().wait()
 
     async def followed(number: int) -> None:
         await first_event(cluster.trigger(number))
 
-    async def grown(one: Callable[[int], Coroutine[Any, Any, None]], *, known: bool) -> float:
-        """Return the bytes that each takes but the first, for which is paid what is paid once."""
+    async def grown(one: Callable[[int], Coroutine[Any, Any, None]], *, known: bool) -> tuple[float, float]:
+        """Return the bytes and objects that each takes but the first, for which is paid what is paid once."""
         async with running(one(0)):
             if known:
                 await all_know(1)
             gc.collect()
+            objects = len(gc.get_objects())
             tracemalloc.start()
             try:
                 async with running(*map(one, range(1, JOBS))):
                     await (all_know(JOBS) if known else asyncio.sleep(0))
                     gc.collect()
-                    return tracemalloc.get_traced_memory()[0] / (JOBS - 1)
+                    memory = tracemalloc.get_traced_memory()[0]
+                    return memory / (JOBS - 1), (len(gc.get_objects()) - objects) / (JOBS - 1)
             finally:
                 tracemalloc.stop()
 
-    async def measure() -> float:
-        return await grown(followed, known=True) - await grown(nothing, known=False)
+    async def measure() -> tuple[float, ...]:
+        ours, nothing_at_all = await grown(followed, known=True), await grown(nothing, known=False)
+        return tuple(of_ours - of_nothing for of_ours, of_nothing in zip(ours, nothing_at_all, strict=True))
 
-    assert asyncio.run(measure()) < LARGEST
+    memory, objects = asyncio.run(measure())
+    assert memory < LARGEST
+    assert objects < MOST
