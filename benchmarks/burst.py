@@ -259,7 +259,7 @@ class Bench:
             f"{case.title}: {what}",
             str(self.count),
             f"{seconds:,.1f} s",
-            f"{busy.cores:.0%}",
+            f"{100 * busy.cores:.0f} %",
             str(most),
             str(worst),
             " / ".join(milliseconds(statistics.quantiles(each.took, n=100)[98]) for each in (idle, busy)),
@@ -336,7 +336,7 @@ async def _submit_at_once(job: SparkJob, count: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench burst", description=__doc__)
     parser.add_argument(
-        "clusters", nargs="*", choices=_CLUSTERS, metavar="cluster", help="some alone: nothing is published"
+        "clusters", nargs="*", metavar="cluster", help=f"some of {', '.join(_CLUSTERS)}: publishes nothing"
     )
     parser.add_argument("--tasks", type=int, default=500, help="another number: nothing is published")
     parser.add_argument("--hooks", action="store_true", help=argparse.SUPPRESS)
@@ -347,6 +347,8 @@ def main() -> int:
         return 0
     heads = ["submitted by", "jobs", "until the last", "CPU of the server", "connections at once, most"]
     heads += ["opened in a second, most", "its answer to another, 99 %: before / meanwhile"]
+    if unknown := set(options.clusters) - set(_CLUSTERS):
+        parser.error(f"{', '.join(unknown)}: there are {', '.join(_CLUSTERS)}")
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for name in options.clusters or _CLUSTERS:
         with (
