@@ -58,8 +58,6 @@ LONGEST_BACKOFF = 60.0
 _LONGEST_RETRY_AFTER = 600.0
 """A cluster that asks to be left alone for longer is asked sooner all the same."""
 _SHORTEST_INTERVAL = 0.01
-_NO_CONTEXT = contextvars.Context()
-"""For what needs none: each timer would keep one of its own."""
 _ABSENCES_BELIEVED = 2
 """Polls in a row that must say that a job is not known before anybody is told."""
 
@@ -138,7 +136,7 @@ class Subscription:
         if not self._news and (timeout is None or timeout > 0):
             loop = asyncio.get_running_loop()
             waiter = self._waiter = loop.create_future()
-            timer = None if timeout is None else loop.call_later(timeout, _wake, waiter, context=_NO_CONTEXT)
+            timer = None if timeout is None else loop.call_later(timeout, _wake, waiter, context=self._feed._context)
             try:
                 await waiter
             finally:
@@ -204,6 +202,7 @@ class Feed:
         self._subscriptions: dict[JobRef, tuple[Subscription, ...]] = {}
         self._intervals: Counter[float | None] = Counter()
         self._newcomer = asyncio.Event()
+        self._context = contextvars.Context()  # of all timers, each of which would keep one of its own
         self._task: asyncio.Task[None] | None = None
         self._outage: Outage | None = None
         self._interval = self._pausing = JobHook.default_poll_interval

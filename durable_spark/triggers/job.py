@@ -213,9 +213,9 @@ def _once(value: _T) -> _T:
 
 
 @functools.lru_cache(maxsize=256)
-def _maker(hook: str, conn_id: str) -> Callable[[], JobHook]:
-    """Return what makes a hook, the same for all that follow jobs by this connection."""
-    return lambda: load_hook_class(hook)(conn_id)
+def _feed_of(hook: str, conn_id: str, cluster: tuple[str, ...]) -> tuple[FeedKey, Callable[[], JobHook]]:
+    """Return the key of a feed, and what makes its hook: the same ones for all jobs that share it."""
+    return FeedKey(hook=hook, conn_id=conn_id, cluster=cluster), lambda: load_hook_class(hook)(conn_id)
 
 
 def digest_of_links(links: Mapping[Link, str]) -> str:
@@ -419,13 +419,13 @@ class JobTrigger(BaseTrigger):
         return deferred is not None and self._began - deferred > _TAKEN_OVER_AFTER
 
     async def _follow(self) -> JobEvent:
-        key = _once(FeedKey(hook=self._args.hook, conn_id=self._args.conn_id, cluster=self._args.cluster))
+        key, make_hook = _feed_of(self._args.hook, self._args.conn_id, self._args.cluster)
         said = _Narrator(self)
         while True:
             async with join(
                 key,
                 self._job,
-                make_hook=_maker(key.hook, key.conn_id),
+                make_hook=make_hook,
                 interval=self._args.interval,
                 gauged=not self._args.on_worker,
             ) as subscription:
