@@ -5,8 +5,9 @@ Each cluster's real server, but nothing that would run a job: a driver waits for
 application for a container. So what is measured is who submits, and what it is to the server.
 
 Twice: a mapped task in a real Airflow (PostgreSQL, LocalExecutor), until each of its tasks is deferred; and hooks
-alone, in one process, all of which begin in the same instant, as if each had a worker of its own. On YARN, where
-``spark-submit`` submits, there is no such hook, and a tenth of the tasks: each is a JVM on the worker.
+alone, in one process, so many at once that the queue of a Spark master's port, which has room for fifty connections,
+never overflows. On YARN, where ``spark-submit`` submits, there is no such hook, and a tenth of the tasks: each is a JVM
+on the worker.
 
 Of the server is told how much of a core it took, how many connections it had at once and how many were opened in the
 worst second (relays before its ports), and how long it let another client wait for a small answer.
@@ -47,6 +48,7 @@ from dev.postgres import Postgres
 from dev.processes import Server, descendants, wait_until
 from dev.spark import SPARK_VERSION, StandaloneCluster
 from dev.yarn import YarnCluster
+from durable_spark.hooks._http import for_each
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.jobs import SparkJob, Submission, new_token
 from tests.kubernetes import shell_job
@@ -54,6 +56,8 @@ from tests.standalone import jvm_job
 
 AT_ONCE = 16
 """Tasks that this Airflow runs at once. One whose job is submitted makes room for the next."""
+HOOKS_AT_ONCE = 40
+"""Hooks that submit at the same time."""
 _CLUSTERS = ("standalone", "kubernetes", "yarn")
 _IDLE = 10.0
 """Seconds for which the server is watched before."""
@@ -239,7 +243,7 @@ class Bench:
     def rows(self) -> Iterator[str]:
         """Measure; give rows of the table."""
         if self.case.job is not None:
-            yield self._measure("hooks alone", self._hooks)
+            yield self._measure(f"hooks alone, {HOOKS_AT_ONCE} at once", self._hooks)
         yield self._measure(f"tasks, {AT_ONCE} slots", self._tasks)
 
     def _measure(self, what: str, submit: Callable[[], float]) -> str:
@@ -269,7 +273,7 @@ class Bench:
         return line
 
     def _hooks(self) -> float:
-        """Submit by hooks that begin in one instant; return the seconds until the last one has submitted."""
+        """Submit by hooks alone; return the seconds until the last one has submitted."""
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.burst", "--hooks"],
             input=json.dumps({"count": self.count, "job": dataclasses.asdict(self.case.job)}),  # type: ignore[arg-type]
@@ -322,14 +326,14 @@ class Bench:
         return airflow.log_text("burst", run, "job", map_index=ended[0])[-4000:] if ended else ""
 
 
-async def _submit_at_once(job: SparkJob, count: int) -> float:
-    async def submit() -> None:
+async def _submit(job: SparkJob, count: int) -> float:
+    async def submit(_: int) -> None:
         async with SparkHook("burst") as hook:
             submission = await hook.prepare(job, Submission(token=new_token(), name="burst.job"))
             await hook.submit(job, submission)
 
     began = time.perf_counter()
-    await asyncio.gather(*(submit() for _ in range(count)))
+    await for_each(submit, range(count), at_once=HOOKS_AT_ONCE)
     return time.perf_counter() - began
 
 
@@ -343,7 +347,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.hooks:
         given = json.load(sys.stdin)
-        print(asyncio.run(_submit_at_once(SparkJob(**given["job"]), given["count"])))
+        print(asyncio.run(_submit(SparkJob(**given["job"]), given["count"])))
         return 0
     heads = ["submitted by", "jobs", "until the last", "CPU of the server", "connections at once, most"]
     heads += ["opened in a second, most", "its answer to another, 99 %: before / meanwhile"]

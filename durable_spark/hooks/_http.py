@@ -274,7 +274,7 @@ class HttpClient:
         limits = aiohttp.ClientTimeout(
             total=timeout, connect=min(timeout, CONNECT_TIMEOUT), sock_read=min(timeout, READ_TIMEOUT)
         )
-        with _named(url, timeout):
+        with _named(url, timeout, silent=min(timeout, READ_TIMEOUT)):
             async with self._send(method, url, json=body, headers=headers, timeout=limits) as response:
                 return await _answer(response, url=url, limit=limit)
 
@@ -323,8 +323,13 @@ class HttpClient:
 
 
 @contextlib.contextmanager
-def _named(url: str, timeout: float | None = None) -> Iterator[None]:
-    """Raise this module's exceptions for aiohttp's."""
+def _named(url: str, timeout: float | None = None, *, silent: float | None = None) -> Iterator[None]:
+    """
+    Raise this module's exceptions for aiohttp's.
+
+    :param timeout: seconds in which the answer was to come.
+    :param silent: seconds in which something of it was, if that is another limit.
+    """
     import aiohttp
 
     try:
@@ -334,6 +339,7 @@ def _named(url: str, timeout: float | None = None) -> Iterator[None]:
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise ConnectFailed(f"no connection to {url}: {error or type(error).__name__}") from error
     except asyncio.TimeoutError as error:
+        timeout = (silent or timeout) if isinstance(error, aiohttp.SocketTimeoutError) else timeout
         within = f" within {timeout:g} s" if timeout else " any more"
         raise AnswerTimeout(f"{url} did not answer{within}") from error
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:

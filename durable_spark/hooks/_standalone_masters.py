@@ -16,8 +16,17 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
 from durable_spark.hooks._connection import Extras, master_url, read_connection
-from durable_spark.hooks._http import Answer, ConnectFailed, ConnectionLost, HttpClient, ssl_context
+from durable_spark.hooks._http import (
+    Answer,
+    AnswerTimeout,
+    ConnectFailed,
+    ConnectionLost,
+    HttpClient,
+    ssl_context,
+)
 from durable_spark.hooks._standalone_pages import PageReader, View, log_text
 from durable_spark.jobs import (
     AuthenticationFailed,
@@ -149,9 +158,21 @@ class Masters:
             raise InvalidAnswer(f"{leader.rest} did not say whether it kills {driver_id}")
 
     async def first_view(self) -> View:
-        """Return the leader's page; when there is none to be had, find out whether its port is wrong."""
+        """
+        Return the leader's page; when there is none to be had, find out whether its port is wrong.
+
+        A page that does not answer is asked for once more. When many tasks begin in one instant, the queue of the
+        master's port, which has room for fifty, overflows, and a connection that was not let in is told so by nobody
+        (seen with Spark 4.3.0, whose master was idle meanwhile).
+        """
+        again = AsyncRetrying(
+            stop=stop_after_attempt(2),
+            wait=wait_random_exponential(multiplier=0.5, max=5),
+            retry=retry_if_exception_type(AnswerTimeout),
+            reraise=True,
+        )
         try:
-            return await self.agreed_view()
+            return await again(self.agreed_view)
         except (NobodyLeads, AuthenticationFailed):
             raise
         except ClusterUnreachable as error:

@@ -181,6 +181,34 @@ async def test_wrong_ui_port(cluster: FakeCluster, connect: Connect, unused_tcp_
         await hook.prepare(JOB, new())
 
 
+async def test_a_page_that_does_not_answer_is_asked_for_once_more(
+    cluster: FakeCluster, hook: QuickHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is to those who do not find room in the queue of a master's port, of fifty."""
+    monkeypatch.setattr(_http, "READ_TIMEOUT", 0.3)
+    asked = []
+
+    async def let_nobody_in(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        cluster.master.ui = None
+        return await hang(request)
+
+    cluster.master.ui = let_nobody_in
+    submission = await hook.prepare(JOB, new())
+    await hook.submit(JOB, submission)
+    assert asked == ["/json/"]
+    assert len(cluster.master.created) == 1
+
+
+async def test_a_page_that_never_answers(
+    cluster: FakeCluster, hook: QuickHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_http, "READ_TIMEOUT", 0.2)
+    cluster.master.ui = hang
+    with pytest.raises(BadConfiguration, match=r"did not answer within 0\.2 s.*'ui-port'"):
+        await hook.prepare(JOB, new())
+
+
 async def test_ports_exchanged(cluster: FakeCluster, connect: Connect) -> None:
     extra = cluster.connection()["extra"]
     cluster.master.rest = fixed(468, json.dumps({"message": "Unknown protocol version 'json'."}))
