@@ -39,14 +39,12 @@ from typing import Any
 from typing_extensions import Self
 
 from benchmarks.relay import Relays
-from benchmarks.report import milliseconds, publish
-from dev.airflow import Airflow
-from dev.hadoop import HADOOP_VERSION
+from benchmarks.report import conclude, milliseconds
+from dev.airflow import Airflow, connection_text
 from dev.kubernetes import KubernetesCluster, RequestFailed
-from dev.kubernetes_binaries import KUBERNETES_VERSION
 from dev.postgres import Postgres
 from dev.processes import Server, descendants, wait_until
-from dev.spark import SPARK_VERSION, StandaloneCluster
+from dev.spark import StandaloneCluster
 from dev.yarn import YarnCluster
 from durable_spark.hooks._http import for_each
 from durable_spark.hooks.spark import SparkHook
@@ -146,9 +144,7 @@ class OnYarn(Case):
 
     def __init__(self, cluster: YarnCluster) -> None:
         self.cluster = cluster
-        address = (cluster.conf_dir / "yarn-site.xml").read_text()
-        manager = address.partition("<name>yarn.resourcemanager.address</name>")[2].partition("</value>")[0]
-        self.ports = [int(manager.rpartition(":")[2]), int(cluster.web().rpartition(":")[2])]
+        self.ports = cluster.ports()
         self.server = cluster.managers[0].server
         self.arguments = {"application": str(_APP), "conf": cluster.spark_conf()}
 
@@ -162,8 +158,7 @@ class OnYarn(Case):
         self.cluster.get("/ws/v1/cluster/info")
 
     def environment(self, relays: Relays, directory: Path) -> Mapping[str, str]:
-        for file in self.cluster.conf_dir.iterdir():
-            (directory / file.name).write_text(relays.before(file.read_text()))
+        relays.copy(self.cluster.conf_dir, directory)
         found = {name: value for name, value in self.cluster.environment().items() if os.environ.get(name) != value}
         path = os.pathsep.join([str(self.cluster.spark.home / "bin"), os.environ["PATH"]])
         return {**found, "PATH": path, "HADOOP_CONF_DIR": str(directory)}
@@ -237,8 +232,7 @@ class Bench:
 
     def __init__(self, case: Case, relays: Relays, directory: Path, count: int) -> None:
         self.case, self.relays, self.directory, self.count = case, relays, directory, count
-        connection = case.connection()
-        self.connection = relays.before(json.dumps({**connection, "extra": json.dumps(connection["extra"])}))
+        self.connection = relays.before(connection_text(case.connection()))
 
     def rows(self) -> Iterator[str]:
         """Measure; give rows of the table."""
@@ -361,11 +355,7 @@ def main() -> int:
             Relays(case.ports) as relays,
         ):
             lines += Bench(case, relays, Path(directory), options.tasks // case.share).rows()
-    if options.clusters or options.tasks != parser.get_default("tasks"):
-        print("\n".join(lines))
-    else:
-        versions = [f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}"]
-        publish("burst", lines, versions=versions)
+    conclude("burst", lines, whole=not options.clusters and options.tasks == parser.get_default("tasks"))
     return 0
 
 

@@ -32,15 +32,13 @@ from typing import Any
 from typing_extensions import Self
 
 from benchmarks.relay import Relays
-from benchmarks.report import publish
-from dev.airflow import Airflow, parse_time
-from dev.hadoop import HADOOP_VERSION
+from benchmarks.report import conclude
+from dev.airflow import Airflow, connection_text, parse_time
 from dev.kubernetes import KubernetesCluster
-from dev.kubernetes_binaries import KUBERNETES_VERSION
 from dev.postgres import Postgres
 from dev.processes import descendants
 from dev.soak_chaos import title
-from dev.spark import SPARK_VERSION, StandaloneCluster
+from dev.spark import StandaloneCluster
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
 
@@ -213,20 +211,15 @@ def _bench(only: str) -> Iterator[tuple[Bench, dict[str, Way]]]:
         yarn = stack.enter_context(YarnCluster())
         postgres = stack.enter_context(Postgres())
         clusters = Clusters(standalone, kubernetes, yarn, directory)
-        hadoop = (yarn.conf_dir / "yarn-site.xml").read_text()
-        manager = re.search(r"<name>yarn\.resourcemanager\.address</name>\s*<value>[^<]*:(\d+)</value>", hadoop)
-        assert manager is not None
         master = standalone.master
-        web = int(yarn.web().rpartition(":")[2])
-        ports = [master.port, master.rest_port, master.ui_port, kubernetes.port, web, int(manager[1])]
+        ports = [master.port, master.rest_port, master.ui_port, kubernetes.port, *yarn.ports()]
         relays = stack.enter_context(Relays(ports))
         environment = clusters.environment()
         kubeconfig = Path(environment["KUBECONFIG"])
         kubeconfig.write_text(relays.before(kubeconfig.read_text()))
         copied = directory / "hadoop"
         copied.mkdir()
-        for file in yarn.conf_dir.iterdir():
-            (copied / file.name).write_text(relays.before(file.read_text()))
+        relays.copy(yarn.conf_dir, copied)
         arguments = clusters.arguments()
         arguments["yarn"]["env_vars"]["HADOOP_CONF_DIR"] = str(copied)
         ways = {name: way for name, way in _ways(arguments) if re.search(only, name)}
@@ -238,10 +231,7 @@ def _bench(only: str) -> Iterator[tuple[Bench, dict[str, Way]]]:
         airflow = Airflow(
             Path(__file__).with_name("costs_dags"),
             database=postgres.url,
-            connections={
-                name: relays.before(json.dumps({**connection, "extra": json.dumps(connection["extra"])}))
-                for name, connection in connections.items()
-            },
+            connections={name: relays.before(connection_text(connection)) for name, connection in connections.items()},
             config={"core": {"dag_discovery_safe_mode": False}},
             env={
                 **environment,
@@ -280,11 +270,7 @@ def main() -> int:
             costs, each_second = bench.measure(name)
             print(name, costs, each_second, flush=True)
             lines.append(_row(way, costs, each_second))
-    if only:
-        print("\n".join(lines))
-    else:
-        versions = [f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}"]
-        publish("costs", lines, versions=versions)
+    conclude("costs", lines, whole=not only)
     return 0
 
 

@@ -27,11 +27,9 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from benchmarks.report import publish, row
-from dev.hadoop import HADOOP_VERSION
+from benchmarks.report import ALL_CLUSTERS, publish, row
 from dev.kubernetes import KubernetesCluster
-from dev.kubernetes_binaries import KUBERNETES_VERSION
-from dev.spark import SPARK_VERSION, StandaloneCluster
+from dev.spark import StandaloneCluster
 from dev.yarn import YarnCluster
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.jobs import Submission, new_token
@@ -58,7 +56,7 @@ def main() -> int:
     publish(
         "jvm",
         lines,
-        versions=[f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}"],
+        versions=ALL_CLUSTERS,
     )
     return 0
 

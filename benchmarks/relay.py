@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
 from typing_extensions import Self
@@ -109,6 +110,11 @@ class Relays(contextlib.ExitStack):
     def closed(self) -> list[float]:
         """When each that is closed was, in their order."""
         return sorted(at for relay in self._relays.values() for at in relay.closed)
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy the files of a folder into another one, as :meth:`before` returns their texts."""
+        for file in source.iterdir():
+            (target / file.name).write_text(self.before(file.read_text()))
 
     def before(self, text: str) -> str:
         """Return a text, such as a connection or a configuration, with the relays' ports in the place of those."""

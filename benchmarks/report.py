@@ -17,12 +17,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import durable_spark
+from dev.hadoop import HADOOP_VERSION
+from dev.kubernetes_binaries import KUBERNETES_VERSION
+from dev.spark import SPARK_VERSION
 
-__all__ = ["STATIC", "milliseconds", "publish", "row"]
+__all__ = ["ALL_CLUSTERS", "STATIC", "conclude", "milliseconds", "publish", "row"]
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 STATIC = _PAGE.parent / "_static"
 """Where pictures go."""
+ALL_CLUSTERS = (f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}")
+"""Versions, where all kinds of clusters took part."""
 
 
 def row(name: str, seconds: Sequence[float]) -> str:
@@ -54,6 +59,14 @@ def publish(part: str, table: Sequence[str], *, versions: Sequence[str] = (), pa
     if not pattern.search(written):
         raise RuntimeError(f"{page} has no part {begin} … {end}")
     page.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", written))
+
+
+def conclude(part: str, table: Sequence[str], *, whole: bool) -> None:
+    """Publish a table of all clusters; or only print it, if less was measured than the page shows."""
+    if whole:
+        publish(part, table, versions=ALL_CLUSTERS)
+    else:
+        print("\n".join(table))
 
 
 def _today() -> str:

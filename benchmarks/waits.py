@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import STATIC, milliseconds, publish
+from dev.airflow import connection_text
 from dev.processes import Server, free_port, wait_until
 from durable_spark.hooks.job import load_hook_class
 
@@ -120,8 +121,7 @@ def ask(url: str, *, method: str = "GET") -> Any:
 def connect(conn_id: str, url: str) -> list[str]:
     """Let this process and those that it starts have the connection to a cluster; return what our hook calls it."""
     connection = ask(f"{url}/-/connection")
-    text = json.dumps({**connection, "extra": json.dumps(connection["extra"])})
-    os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = text
+    os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = connection_text(connection)
 
     async def names() -> list[str]:
         async with load_hook_class(HOOK)(conn_id) as it:

@@ -37,7 +37,16 @@ import httpx
 from dev import processes
 from dev.processes import Server, Startable, _living, _signal, free_port, process, wait_until
 
-__all__ = ["IMPATIENT", "Airflow", "ApiError", "TaskInstance", "TaskProcess", "migrated_database", "parse_time"]
+__all__ = [
+    "IMPATIENT",
+    "Airflow",
+    "ApiError",
+    "TaskInstance",
+    "TaskProcess",
+    "connection_text",
+    "migrated_database",
+    "parse_time",
+]
 
 Config = Mapping[str, Mapping[str, object]]
 
@@ -584,6 +593,11 @@ def _with_celery(config: Config, broker: str, database: str) -> Config:
     }
     core = {"executor": "CeleryExecutor", **config.get("core", {})}
     return {**config, "core": core, "celery": {**celery, **config.get("celery", {})}}
+
+
+def connection_text(connection: Mapping[str, Any]) -> str:
+    """Return a connection, whose ``extra`` is an object, as Airflow takes it from a variable ``AIRFLOW_CONN_*``."""
+    return json.dumps({**connection, "extra": json.dumps(connection["extra"])})
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -36,17 +36,15 @@ from typing import NoReturn
 import httpx
 import psycopg2  # type: ignore[import-untyped]
 
-from benchmarks.report import publish
-from dev.airflow import IMPATIENT, Airflow, ApiError
-from dev.hadoop import HADOOP_VERSION
+from benchmarks.report import ALL_CLUSTERS, publish
+from dev.airflow import IMPATIENT, Airflow, ApiError, connection_text
 from dev.kubernetes import KubernetesCluster
-from dev.kubernetes_binaries import KUBERNETES_VERSION
 from dev.postgres import Postgres
 from dev.processes import ToolMissing, descendants, wait_until
 from dev.reaper import Reaper
 from dev.soak_chaos import ACTS, Chaos, Done, Parts, draw, title
 from dev.soak_jobs import KINDS, Ended, Job, Judgement, Planned, Run, judge, plan
-from dev.spark import SPARK_VERSION, StandaloneCluster
+from dev.spark import StandaloneCluster
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
 
@@ -438,10 +436,7 @@ def _airflow(directory: Path, clusters: Clusters, postgres: Postgres) -> Airflow
         database=postgres.url,
         schedulers=2,
         triggerers=2,
-        connections={
-            name: json.dumps({**connection, "extra": json.dumps(connection["extra"])})
-            for name, connection in connections.items()
-        },
+        connections={name: connection_text(connection) for name, connection in connections.items()},
         config={
             **IMPATIENT,
             "core": {
@@ -525,9 +520,8 @@ def _soak(arguments: argparse.Namespace, directory: Path) -> int:
             verdict = judge_all(soak)
             tell(soak, verdict, chaos)
     lines = table(soak, verdict, chaos, arguments)
-    versions = [f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}"]
     if arguments.write:
-        publish("soak", lines, versions=versions, page=_PAGE)
+        publish("soak", lines, versions=ALL_CLUSTERS, page=_PAGE)
     else:
         print("\n".join(["", *lines]))
     print(f"\n{verdict.broken} broken promises. Again: {again}")

@@ -197,6 +197,11 @@ class YarnCluster(Startable):
         self._has_node = node
         self._reaper = Reaper(self._containers)
 
+    def ports(self, number: int = 0) -> list[int]:
+        """Return the ports by which clients reach a manager: of its RPC, and of its web server."""
+        addresses = (list(self._addresses.values())[number]["yarn.resourcemanager.address"], self.web(number))
+        return [int(address.rpartition(":")[2]) for address in addresses]
+
     @property
     def timeline_web(self) -> str:
         """URL of the timeline server, without a slash at the end."""

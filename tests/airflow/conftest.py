@@ -21,7 +21,7 @@ import pytest
 
 import durable_spark.example_dags
 from dev import processes
-from dev.airflow import IMPATIENT, Airflow, ApiError, TaskInstance
+from dev.airflow import IMPATIENT, Airflow, ApiError, TaskInstance, connection_text
 from dev.kubernetes import KubernetesCluster, RequestFailed
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
@@ -435,10 +435,7 @@ def stage(
                 schedulers=2,
                 triggerers=2,
                 execution_api=execution_api.url,
-                connections={
-                    name: json.dumps({**connection, "extra": json.dumps(connection["extra"])})
-                    for name, connection in connections.items()
-                },
+                connections={name: connection_text(connection) for name, connection in connections.items()},
                 config={
                     **IMPATIENT,
                     "scheduler": {

@@ -13,7 +13,6 @@ An Airflow of its own: one scheduler, one triggerer, two workers.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis as Client
 
-from dev.airflow import IMPATIENT, Airflow
+from dev.airflow import IMPATIENT, Airflow, connection_text
 from dev.postgres import Postgres
 from dev.processes import free_port, wait_until
 from dev.proxy import Proxy
@@ -71,7 +70,7 @@ def own_stage(kubernetes: KubernetesCluster, dags: Path) -> Iterator[CeleryStage
             celery=broker.url,
             workers=2,
             execution_api=execution_api.url,
-            connections={"kubernetes": json.dumps({**connection, "extra": json.dumps(connection["extra"])})},
+            connections={"kubernetes": connection_text(connection)},
             config={
                 **IMPATIENT,
                 "scheduler": {**IMPATIENT["scheduler"], **scheduler},

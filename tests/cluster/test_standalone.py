@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dev.processes import free_port, wait_until
+from dev.processes import free_port, wait_until, wait_until_async
+from dev.proxy import Proxy
 from dev.spark import HighlyAvailableCluster, StandaloneCluster, ensure_spark
 from durable_spark.hooks import _http
 from durable_spark.hooks.standalone import StandaloneHook
@@ -218,6 +219,25 @@ async def test_master_that_hangs_is_bounded_and_its_late_answer_is_no_second_job
     assert await retry.submit(jvm_job(600), prepared) == found.status.job
     assert ids(standalone_cluster) - before == {found.status.job.id}
     await retry.kill(found.status.job)
+
+
+async def test_a_page_that_does_not_answer_is_asked_for_once_more(
+    standalone_cluster: StandaloneCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_http, "READ_TIMEOUT", 0.5)
+    before = ids(standalone_cluster)
+    with Proxy(standalone_cluster.master.ui) as page, page.holding("GET", "/json/") as held:
+        hook = connect(standalone_cluster.connection(ui_port=str(page.port)), StandaloneHook)
+        preparing = asyncio.create_task(hook.prepare(jvm_job(600), new_submission()))
+
+        async def asked_again() -> bool:
+            return preparing.done() or page.count("GET", "/json/") == 2
+
+        await wait_until_async(asked_again, 30, "a second request")
+        held.release()
+        job = await hook.submit(jvm_job(600), await preparing)
+    assert ids(standalone_cluster) - before == {job.id}
+    await hook.kill(job)
 
 
 async def test_master_restarted_follows_on_and_never_says_absent(

@@ -28,11 +28,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report import publish
-from dev.hadoop import HADOOP_VERSION
+from benchmarks.report import ALL_CLUSTERS, publish
 from dev.kubernetes import KubernetesCluster
-from dev.kubernetes_binaries import KUBERNETES_VERSION
-from dev.spark import SPARK_VERSION, StandaloneCluster, archived_classes, ensure_spark
+from dev.spark import StandaloneCluster, archived_classes, ensure_spark
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
 from tests.crash.boundaries import BACKENDS, Case, Harness, backend, pairs, usual
@@ -204,8 +202,7 @@ def main() -> None:
         if case.broken and not case.backend.startswith("upstream"):
             print(f"\nBROKEN: {case}\n{case.log[-6000:]}")
     if options.write:
-        versions = (f"Spark {SPARK_VERSION}", f"Kubernetes {KUBERNETES_VERSION}", f"Hadoop {HADOOP_VERSION}")
-        publish("crash", lines, versions=versions, page=_PAGE)
+        publish("crash", lines, versions=ALL_CLUSTERS, page=_PAGE)
     ours = [case for case in cases if not case.backend.startswith("upstream")]
     sys.exit(not well or any(case.broken for case in ours))
 
