@@ -120,7 +120,7 @@ class JobTriggerArguments:
     :param deadline: when the execution timeout passes, in seconds since the epoch, or ``None``.
     :param quiet: seconds after its start before which the trigger reports nothing.
     :param interval: seconds between two polls, or ``None`` for what the connection says.
-    :param outage_timeout: seconds without word after which the following is given up.
+    :param outage_timeout: seconds without word, of the job or of its successor, after which the following is given up.
     :param start_timeout: seconds for which the cluster may say why it cannot start the job; ``None``: for ever.
     :param kill: whether the job is killed when a person ends the task.
     :param kill_on_timeout: whether the job is killed when the deadline passes.
@@ -436,9 +436,10 @@ class JobTrigger(BaseTrigger):
 
     async def _listen(self, subscription: Subscription, said: _Narrator) -> JobEvent | None:
         """Return the event that ends the task, or ``None`` when another job is to be followed."""
-        relaunched = False
+        relaunched_since: float | None = None
         while True:
-            await subscription.changed(self._next_look(subscription, said.links_due, relaunched=relaunched))
+            looks_again = relaunched_since is not None
+            await subscription.changed(self._next_look(subscription, said.links_due, relaunched=looks_again))
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
                 if status.state is not JobState.ABSENT:  # of that there is more to say
@@ -457,9 +458,15 @@ class JobTrigger(BaseTrigger):
                 await self._give_up_start(subscription.status)
             if (event := self._outage_event(subscription)) is not None:
                 return event
-            relaunched = status is not None and status.state is JobState.RELAUNCHED
-            if relaunched and await self._found_successor():
+            if status is None or status.state is not JobState.RELAUNCHED:
+                relaunched_since = None
+            elif await self._found_successor():
                 return None
+            else:
+                relaunched_since = relaunched_since or time.time()
+                if time.time() - relaunched_since >= (patience := self._args.outage_timeout):
+                    message = f"the cluster relaunched it, and its successor could not be found for {patience:.0f} s"
+                    return self._event("outage", status, message=message)
             if await self._another_is_the_job():
                 return None
 

@@ -173,6 +173,14 @@ async def test_a_successor_that_cannot_be_told_yet_is_waited_for(service: Servic
     assert (await asyncio.wait_for(event(trigger()), 5)).job.id == "job-2"
 
 
+async def test_a_successor_that_is_never_found_is_given_up_like_an_outage(service: Service) -> None:
+    """The page of its worker is gone for good, perhaps: it is not lost, nor is it waited for without end."""
+    service.jobs["job-1"].state = JobState.RELAUNCHED
+    fired = await asyncio.wait_for(event(trigger(outage_timeout=0.3)), 5)
+    assert (fired.kind, fired.job.id) == ("outage", "job-1")
+    assert "successor could not be found" in fired.message
+
+
 async def test_a_double_of_a_submission_sent_twice_is_killed(service: Service, later: Any) -> None:
     service.add(TOKEN)
 
