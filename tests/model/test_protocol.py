@@ -488,7 +488,7 @@ class Protocol(RuleBasedStateMachine):
             triggerer.kill()
 
     def _finish(self) -> None:
-        for _ in range(150):  # each try may wait for as long as an outage
+        for _ in range(1000):  # each try may wait for as long as an outage, and a clear gives more of them
             if self.state in ("failed", "success", None):
                 break
             if self.worker is not None:
