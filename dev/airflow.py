@@ -436,6 +436,16 @@ class Airflow(Startable):
         body = {"dag_run_id": run or f"run-{secrets.token_hex(4)}", "logical_date": None, "conf": dict(conf or {})}
         return str(self.api("POST", f"/dags/{quote(dag, safe='')}/dagRuns", body)["dag_run_id"])
 
+    def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
+        """Have a connection in the database, or change it there."""
+        body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
+        try:
+            self.api("POST", "/connections", body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            self.api("PATCH", f"/connections/{conn_id}", body)
+
     def task(self, dag: str, run: str, task: str, map_index: int = -1) -> TaskInstance:
         """Return the task instance as it is now."""
         path = self._of(dag, run, task)

@@ -51,7 +51,16 @@ T = TypeVar("T")
 
 _PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768-60999), which any connection may take
 _reserved: dict[int, int] = {}  # port: descriptor that holds its lock
-_spawner = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
+
+
+def _make_spawner() -> None:
+    global _spawner
+    _spawner = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
+
+
+_spawner: concurrent.futures.ThreadPoolExecutor
+_make_spawner()
+os.register_at_fork(after_in_child=_make_spawner)  # the thread of the one there is stays with the parent
 
 
 class ToolMissing(RuntimeError):

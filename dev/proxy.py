@@ -164,7 +164,7 @@ class Proxy:
 
     :param target: base URL of the far side, without a slash at the end.
     :param tls: for a far side whose certificate the machine does not trust.
-    :param gate: asked about each request, in the proxy's thread.
+    :param gate: asked about each request, in the proxy's thread; nothing for one that is to go on in any case.
     :param renamed: what the far side's answers call by a name that does not lead through a proxy: the bytes that stand
         in their place, as many. Such answers are passed on when they are complete.
     """
@@ -174,7 +174,7 @@ class Proxy:
         target: str,
         *,
         tls: ssl.SSLContext | None = None,
-        gate: Callable[[Request], Passage] | None = None,
+        gate: Callable[[Request], Passage | None] | None = None,
         renamed: Mapping[bytes, bytes] | None = None,
     ) -> None:
         self.target = target

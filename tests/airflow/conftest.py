@@ -13,7 +13,7 @@ import json
 import shutil
 import ssl
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -109,16 +109,6 @@ class Stage:
         """Wait until a value of one of this package's metrics has come: it is sent with nobody waiting for it."""
         what = f"{metric} of {conn_id} to be {value}"
         wait_until(lambda: value in self.counted(metric, conn_id, kind), 60, what, interval=0.2)
-
-    def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
-        """Have a connection in Airflow's database, or change it there."""
-        body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
-        try:
-            self.airflow.api("POST", "/connections", body)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            self.airflow.api("PATCH", f"/connections/{conn_id}", body)
 
     def about_to_defer(self, dag: str) -> contextlib.AbstractContextManager[Hold]:
         """

@@ -57,7 +57,7 @@ def test_orphans_are_listed_and_killed(stage: Stage, run: Callable[..., Run]) ->
 
 @together
 def test_what_became_of_a_killed_worker_is_counted_and_told(stage: Stage, run: Callable[..., Run]) -> None:
-    stage.connect("counted", stage.pod_cluster.connection(poll_interval=1))
+    stage.airflow.connect("counted", stage.pod_cluster.connection(poll_interval=1))
 
     with stage.killed_before_it_defers(run, "observed_counted") as job:
         pass

@@ -59,8 +59,8 @@ class Fronts:
         drivers = self.stage.cluster.connection(
             rest_port=str(self.rest.port), ui_port=str(self.page.port), poll_interval=1
         )
-        self.stage.connect(f"pod_{self.name}", {**pods, **own})
-        self.stage.connect(f"driver_{self.name}", {**drivers, **own})
+        self.stage.airflow.connect(f"pod_{self.name}", {**pods, **own})
+        self.stage.airflow.connect(f"driver_{self.name}", {**drivers, **own})
 
     @contextlib.contextmanager
     def in_trouble(self, trouble: Trouble, *, pods: bool = True) -> Iterator[None]:
@@ -90,7 +90,7 @@ def test_five_minutes_without_an_api_server(stage: Stage, run: Callable[..., Run
     """It hangs until that is noticed, and is dead for the rest of the time."""
     _ = stage.pod_cluster  # skips where there can be none
     with KubernetesCluster() as cluster, runs_of(dataclasses.replace(stage, kubernetes=cluster)) as own:
-        stage.connect("dead_kubernetes", cluster.connection())
+        stage.airflow.connect("dead_kubernetes", cluster.connection())
         codes = {"dead_ended": "0", "dead_failed": "3", "dead_again": "3", "dead_running": "0", "dead_held": "0"}
         jobs = {dag: own(dag, exit_code=code) for dag, code in codes.items()}
         pods = {dag: job.wait_for_followed_pod() for dag, job in jobs.items()}

@@ -14,6 +14,8 @@ case tells what it was killed at.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -24,8 +26,9 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dev.processes import wait_until
 from dev.proxy import Proxy, Request
@@ -37,7 +40,19 @@ if TYPE_CHECKING:
     from dev.kubernetes import KubernetesCluster
     from dev.spark import StandaloneCluster
 
-__all__ = ["BACKENDS", "Backend", "Case", "Harness", "backend", "pairs", "usual"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Case",
+    "Harness",
+    "Life",
+    "Stage",
+    "backend",
+    "in_process",
+    "pairs",
+    "singles_side_by_side",
+    "usual",
+]
 
 RETRIES = 3
 DEADLINE = 240.0
@@ -55,12 +70,10 @@ from airflow.sdk import DAG
 
 operator, arguments = json.loads(Path({file!r}).read_text())
 module, _, name = operator.rpartition(".")
-with DAG("crash", schedule=None):
+with DAG({dag!r}, schedule=None):
     getattr(importlib.import_module(module), name)(task_id={task!r}, retry_delay=timedelta(0), **arguments)
 """
 _SECONDS, _CODE = "{{ dag_run.conf.seconds }}", "{{ dag_run.conf.code }}"
-_MARK = "CRASH_CASE"
-"""The environment variable of a task's process by which its ``spark-submit`` is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +85,9 @@ class Backend:
     :param operator: path of the operator's class.
     :param arguments: of the operator.
     :param connection: in its JSON form, through the proxies.
-    :param jobs: returns the jobs of this way that the cluster has had, by its own record.
+    :param jobs: returns the jobs of a run that the cluster has had, by its own record; of a place's runs, where it
+        cannot tell them apart.
+    :param place: ID of the Dag and of the connection: in one place there is one life at a time.
     :param seconds: how long a job takes, from when it runs.
     :param ours: whether the operator is this package's, and keeps its promises.
     """
@@ -82,8 +97,15 @@ class Backend:
     arguments: Mapping[str, Any]
     connection: Mapping[str, Any]
     jobs: Callable[[str], Sequence[Job]]
+    place: str
     seconds: float = 1.0
     ours: bool = True
+
+    def source(self, directory: Path) -> str:
+        """Return the source of the Dag; its arguments go into a file."""
+        file = directory / f"{self.place}.json"
+        file.write_text(json.dumps([self.operator, {"retries": RETRIES, **self.arguments}]))
+        return _DAGS.format(dag=self.place, file=str(file), task=TASK)
 
 
 @dataclasses.dataclass
@@ -128,27 +150,63 @@ class Case:
         return f"{self.backend} {'+'.join(self.plan) or '-'}: {died}: {self.state}, jobs {self.jobs}, {self.broken}"
 
 
-class Harness:
-    """Lives of tasks on one backend. A context manager, one in a process: the Airflow is this process's own."""
+class Stage(Protocol):
+    """An Airflow in which lives are lived."""
 
-    def __init__(self, backend: Backend, interposer: Interposer) -> None:
+    def live(self, place: str, run: str, conf: Mapping[str, str]) -> Life:
+        """Begin a run of a place's Dag, with these values for its templates."""
+
+
+class Life(Protocol):
+    """
+    A task instance, from its first try to its end.
+
+    :ivar waits: whether the next process begins only when it has been told of a death.
+    """
+
+    waits: bool
+
+    def live(self, deadline: float, *, at_death: Callable[[], None]) -> str:
+        """
+        Run the task to its end, and return its state: ``success`` or ``failed``.
+
+        :param deadline: seconds, for the whole.
+        :param at_death: called when a process was killed.
+        """
+
+    @property
+    def tries(self) -> int:
+        """How many tries it has had."""
+
+    def store(self) -> Mapping[str, Any]:
+        """Return what is in the task state store."""
+
+    def log(self) -> str:
+        """Return the messages of all tries and triggers."""
+
+
+@contextlib.contextmanager
+def in_process(backend: Backend, interposer: Interposer) -> Iterator[Harness]:
+    """Give a harness whose Airflow is this process's own. One in a process."""
+    home = Path(os.environ["AIRFLOW_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    airflow = Airflow(backend.source(home), {backend.place: backend.connection}, interposer)
+    airflow.prepare()
+    try:
+        yield Harness(backend, interposer, airflow)
+    finally:
+        airflow.close()
+
+
+class Harness:
+    """Lives of tasks on one backend."""
+
+    def __init__(self, backend: Backend, interposer: Interposer, stage: Stage) -> None:
         self.backend = backend
         self.interposer = interposer
+        self._stage = stage
         self._numbers = 0
         self._last: tuple[str, Set[str]] | None = None
-
-    def __enter__(self) -> Harness:
-        home = Path(os.environ["AIRFLOW_HOME"])
-        home.mkdir(parents=True, exist_ok=True)
-        arguments = home / "arguments.json"
-        arguments.write_text(json.dumps([self.backend.operator, {"retries": RETRIES, **self.backend.arguments}]))
-        source = _DAGS.format(file=str(arguments), task=TASK)
-        self._airflow = Airflow(source, {"crash": self.backend.connection}, self.interposer)
-        self._airflow.prepare()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._airflow.close()
 
     def singles(self, ways: Sequence[Way] = tuple(Way)) -> Iterator[Case]:
         """
@@ -170,17 +228,20 @@ class Harness:
 
     def slices(self, seconds: float) -> Iterator[Case]:
         """Kill in each slice of the life of ``spark-submit``, from its start until the task does not wait for it."""
-        start = self._started()
+        start, _ = self.life_of_spark_submit()
         for number in itertools.count(1):
             case = self.live([Kill(start, Way.ACTED, number * seconds)])
             yield case
-            if not case.reached or "Airflow: DeferTask deferred" in self.interposer.crossed[0]:
+            if not case.reached or any(map(_defers, self.interposer.crossed[0])):
                 return
 
-    def _started(self) -> int:
-        """Return the exchange at which ``spark-submit`` is started."""
+    def life_of_spark_submit(self) -> tuple[int, float]:
+        """Return the exchange at which ``spark-submit`` is started, and the seconds until the task defers."""
         self.live([])
-        return self.interposer.crossed[0].index("machine: start python") + 1
+        ((*crossed,), (*times,)) = self.interposer.crossed[0], self.interposer.times[0]
+        start = crossed.index("machine: start python")
+        deferral = next(number for number, what in enumerate(crossed) if _defers(what))
+        return start + 1, times[deferral] - times[start]
 
     def live(self, plan: Sequence[Kill], *, code: int = 0) -> Case:
         """
@@ -189,14 +250,14 @@ class Harness:
         :param code: with which its jobs end: 0 for a success.
         """
         self._numbers += 1
-        run = f"{self._numbers:04}-{os.getpid()}"
+        run = f"{self.backend.place}-{self._numbers:04}-{os.getpid()}"
         before = {job.id for job in self.backend.jobs(run)}
         case = Case(self.backend.name, [str(kill) for kill in plan])
         case.duplicates += [f"{job}, of the life before, has come late" for job in self.late()]
-        os.environ[_MARK] = run
         began = time.monotonic()
         self.interposer.plan(plan)
-        life = self._airflow.live("crash", run, {"seconds": str(self.backend.seconds), "code": str(code)})
+        conf = {"seconds": str(self.backend.seconds), "code": str(code)}
+        life = self._stage.live(self.backend.place, run, conf)
 
         def jobs() -> list[Job]:
             new = [job for job in self.backend.jobs(run) if job.id not in before]
@@ -205,7 +266,13 @@ class Harness:
 
         def at_death() -> None:
             if self.backend.ours:
-                wait_until(lambda: not spark_submits(run), 5, "spark-submit to die with its task", interval=0.01)
+                dying = set(spark_submits(run))
+
+                def dead() -> bool:
+                    living = set(spark_submits(run))
+                    return not (living if life.waits else living & dying)
+
+                wait_until(dead, 5, "spark-submit to die with its task", interval=0.01)
             case.left.append(len(jobs()))
 
         try:
@@ -220,7 +287,7 @@ class Harness:
         if case.broken:
             case.log = life.log()
         case.seconds = round(time.monotonic() - began, 1)
-        self._tidy()
+        self._tidy(run)
         self._last = run, {job.id for job in self.backend.jobs(run)}
         return case
 
@@ -255,10 +322,37 @@ class Harness:
                     f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
                 )
 
-    def _tidy(self) -> None:
+    def _tidy(self, run: str) -> None:
         """Wait for what upstream's operator leaves behind, so that it is not counted with the next life."""
         if not self.backend.ours:
-            wait_until(lambda: not spark_submits(os.environ[_MARK]), 60, "the last spark-submit to end", interval=0.1)
+            wait_until(lambda: not spark_submits(run), 60, "the last spark-submit to end", interval=0.1)
+
+
+def _defers(what: str) -> bool:
+    return what.startswith("Airflow: DeferTask")
+
+
+def singles_side_by_side(harnesses: Sequence[Harness]) -> Iterator[Case]:
+    """Do as :meth:`Harness.singles` does, with as many lives at a time as there are harnesses."""
+    plans = ([Kill(number, way)] for number in itertools.count(1) for way in Way)
+    missed: collections.Counter[int] = collections.Counter()
+    idle = list(harnesses)
+    lives: dict[concurrent.futures.Future[Case], tuple[Harness, int]] = {}
+    for harness in harnesses:
+        harness.interposer.repeats = False
+    with concurrent.futures.ThreadPoolExecutor(len(harnesses)) as pool:
+        while idle or lives:
+            while idle and len(Way) not in missed.values():
+                harness, plan = idle.pop(), next(plans)
+                lives[pool.submit(harness.live, plan)] = harness, plan[0].exchange
+            if not lives:
+                return
+            done, _ = concurrent.futures.wait(lives, return_when=concurrent.futures.FIRST_COMPLETED)
+            for life in done:
+                harness, number = lives.pop(life)
+                idle.append(harness)
+                missed[number] += not life.result().reached
+                yield life.result()
 
 
 def pairs(seed: str, crossed: Sequence[int]) -> Iterator[list[Kill]]:
@@ -272,12 +366,12 @@ def pairs(seed: str, crossed: Sequence[int]) -> Iterator[list[Kill]]:
         yield [Kill(rng.randint(1, most), rng.choice(list(Way))) for most in crossed]
 
 
-def usual(name: str) -> dict[str, str]:
-    """Return what the environment of a process with a :class:`Harness` has, besides its own ``AIRFLOW_HOME``."""
-    return {
-        "AIRFLOW__DURABLE_SPARK__EARLIEST_EVENT": "0.5",  # there is no scheduler that a fast event would outrun
-        "AIRFLOW__DURABLE_SPARK__DEPLOYMENT": f"crash-{name}",
-    }
+def usual(name: str, *, whole: bool = False) -> dict[str, str]:
+    """Return what the environment of the processes of an Airflow with a :class:`Harness` has."""
+    own = {"AIRFLOW__DURABLE_SPARK__DEPLOYMENT": f"crash-{name}"}
+    if not whole:  # there is no scheduler that a fast event would outrun
+        own["AIRFLOW__DURABLE_SPARK__EARLIEST_EVENT"] = "0.5"
+    return own
 
 
 # Backends
@@ -294,8 +388,12 @@ BACKENDS = (
 
 
 @contextlib.contextmanager
-def backend(name: str, clusters: Clusters, interposer: Interposer) -> Iterator[Backend]:
-    """Return a backend, with proxies before its cluster that number what goes through them."""
+def backend(name: str, clusters: Clusters, interposer: Interposer, *, number: int = 0) -> Iterator[Backend]:
+    """
+    Return a backend, with proxies before its cluster that number what goes through them.
+
+    :param number: of the place, if there are several of a name.
+    """
 
     def gate(request: Request) -> Exchange:
         what = f"cluster: {request.method} {_generic(request.path)}"
@@ -312,9 +410,9 @@ def backend(name: str, clusters: Clusters, interposer: Interposer) -> Iterator[B
             connection = {**clusters.yarn.connection()}
             connection["extra"] = {**connection["extra"], "yarn_resourcemanager_webapp_address": manager.url}
         if way == "":
-            yield _native(cluster, clusters, connection)
+            yield _native(cluster, clusters, connection, number)
         else:
-            yield _submitted(way, cluster, clusters, connection)
+            yield _submitted(way, cluster, clusters, connection, number)
 
 
 def _generic(path: str) -> str:
@@ -343,8 +441,13 @@ def _through_proxies_standalone(
     return cluster.connection(rest_port=str(rest.port), ui_port=str(pages.port))
 
 
-def _native(cluster: str, clusters: Clusters, connection: Mapping[str, Any]) -> Backend:
-    arguments: dict[str, Any] = {"conn_id": "crash", "poll_interval": 2}
+def _place(number: int) -> str:
+    return f"crash_{number}"
+
+
+def _native(cluster: str, clusters: Clusters, connection: Mapping[str, Any], number: int) -> Backend:
+    place, memory = _place(number), f"{130 + 10 * number}m"  # by which a driver's place can be told
+    arguments: dict[str, Any] = {"conn_id": place, "poll_interval": 2}
     if cluster == "kubernetes":
         container = {
             "name": "spark-kubernetes-driver",
@@ -362,22 +465,23 @@ def _native(cluster: str, clusters: Clusters, connection: Mapping[str, Any]) -> 
                 "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
             },
         }
-        return Backend(cluster, _NATIVE, arguments, connection, lambda run: clusters.jobs("kubernetes", run))
+        return Backend(cluster, _NATIVE, arguments, connection, lambda run: clusters.jobs("kubernetes", run), place)
     submitted = clusters.arguments()["standalone"]
     arguments |= {
         **submitted,
         "application_args": [*submitted["application_args"], _SECONDS, _CODE],
-        "driver_memory": "130m",
+        "driver_memory": memory,
     }
-    return Backend(cluster, _NATIVE, arguments, connection, lambda _: clusters.jobs("standalone", "130m"), seconds=0.5)
+    drivers = partial(clusters.jobs, "standalone", memory)
+    return Backend(cluster, _NATIVE, arguments, connection, lambda _: drivers(), place, seconds=0.5)
 
 
-def _submitted(way: str, cluster: str, clusters: Clusters, connection: dict[str, Any]) -> Backend:
+def _submitted(way: str, cluster: str, clusters: Clusters, connection: dict[str, Any], number: int) -> Backend:
     arguments = clusters.arguments()[cluster]
     arguments["application_args"] = [*arguments.get("application_args", ()), _SECONDS, _CODE]
-    memory = "131m" if way == "submit" else "132m"
+    place, memory = _place(number), f"{(131 if way == 'submit' else 132) + 10 * number}m"
     arguments = marked(cluster, memory if cluster == "standalone" else "{{ run_id }}", arguments)
-    arguments |= {"conn_id": "crash", "status_poll_interval": 2 if way == "submit" else 1}
+    arguments |= {"conn_id": place, "status_poll_interval": 2 if way == "submit" else 1}
     connection = {name: value for name, value in connection.items() if name != "password"}
     connection |= {"conn_type": "spark", "extra": {**connection["extra"], "deploy-mode": "cluster"}}
     connection["extra"].pop("ca", None)
@@ -387,6 +491,7 @@ def _submitted(way: str, cluster: str, clusters: Clusters, connection: dict[str,
         arguments,
         connection,
         lambda run: clusters.jobs(cluster, memory if cluster == "standalone" else run),
+        place,
         seconds=0.5,
         ours=way == "submit",
     )

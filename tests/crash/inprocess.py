@@ -105,12 +105,13 @@ class Airflow:
         (self.home / "airflow.db").unlink(missing_ok=True)
 
     def live(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> Life:
-        """Begin a run of a Dag, with these values for its templates."""
+        """Begin a run of a Dag, with these values for its templates. What it starts has its ID in the environment."""
         import pendulum
         from airflow.models.serialized_dag import SerializedDagModel
         from airflow.utils.session import create_session
         from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
+        os.environ["CRASH_RUN"] = run_id
         with create_session() as session:
             dag: Any = SerializedDagModel.get_dag(dag_id, session=session)
             now = pendulum.now("UTC")
@@ -135,6 +136,8 @@ class Life:
 
     :ivar processes: how many processes it has had: tries, triggers, resumes.
     """
+
+    waits = True
 
     def __init__(self, airflow: Airflow, dag_id: str, run_id: str) -> None:
         self.dag_id, self.run_id = dag_id, run_id

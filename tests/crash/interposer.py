@@ -17,7 +17,8 @@ import enum
 import os
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -94,29 +95,36 @@ class Interposer:
 
     :ivar repeats: whether a question that is asked again and again (a poll) counts each time, or only the first time.
     :ivar crossed: the exchanges of each life, from one death to the next: what they were, in their order.
+    :ivar times: when each of them came, by ``time.monotonic()``.
     :ivar killed: at which of them it was killed, in their own words.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._pid: int | None = None
+        self._end: Callable[[str], None] | None = None
         self._life = 0
         self._plan: list[Kill] = []
         self._number = 0
         self.repeats = True
         self.crossed: list[list[str]] = [[]]
+        self.times: list[list[float]] = [[]]
         self.killed: list[str] = []
 
     def plan(self, kills: Sequence[Kill]) -> None:
         """Begin a case, with nothing watched."""
         with self._lock:
             self._pid, self._plan, self._number = None, list(kills), 0
-            self.crossed, self.killed = [[]], []
+            self.crossed, self.times, self.killed = [[]], [[]], []
 
-    def watch(self, pid: int) -> None:
-        """Watch a process, the one that lives now."""
+    def watch(self, pid: int, kill: Callable[[str], None] | None = None) -> None:
+        """
+        Watch a process, the one that lives now.
+
+        :param kill: how it is killed, given at which exchange, if not it alone is.
+        """
         with self._lock:
-            self._pid = pid
+            self._pid, self._end = pid, kill
             self._life += 1
 
     def ended(self, pid: int) -> None:
@@ -124,6 +132,11 @@ class Interposer:
         with self._lock:
             if self._pid == pid:
                 self._pid = None
+
+    @property
+    def watching(self) -> bool:
+        """Whether a process is watched that lives."""
+        return self._pid is not None
 
     @property
     def life(self) -> int:
@@ -145,6 +158,7 @@ class Interposer:
                 return Exchange(self, what, self._life, 0, stream=stream)
             self._number += 1
             self.crossed[-1].append(what)
+            self.times[-1].append(time.monotonic())
             return Exchange(self, what, self._life, self._number, stream=stream)
 
     def settle(self, act: Exchange) -> None:
@@ -194,9 +208,13 @@ class Interposer:
         assert self._pid is not None
         self.killed.append(said)
         self.crossed.append([])
+        self.times.append([])
         self._number = 0
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        if self._end is not None:
+            self._end(said)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
         self._pid = None
 
 

@@ -33,8 +33,18 @@ from dev.kubernetes import KubernetesCluster
 from dev.spark import StandaloneCluster, archived_classes, ensure_spark
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
-from tests.crash.boundaries import BACKENDS, Case, Harness, backend, pairs, usual
+from tests.crash.boundaries import (
+    BACKENDS,
+    Case,
+    Harness,
+    backend,
+    in_process,
+    pairs,
+    singles_side_by_side,
+    usual,
+)
 from tests.crash.interposer import Interposer, Way
+from tests.crash.whole import WholeAirflow
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -53,9 +63,12 @@ _TITLES = {
 }
 _SERIES = {
     "singles": "each boundary, in three ways",
+    "whole": "each boundary that is a request, on a whole Airflow",
     "slices": f"each {_SLICE * 1000:.0f} ms of spark-submit's life",
     "pairs": "two deaths, drawn",
 }
+_AT_ONCE = 6
+"""Lives on a whole Airflow."""
 _fork = multiprocessing.get_context("fork")
 
 
@@ -66,14 +79,32 @@ class Series:
     backend: str
     kind: str
 
-    def cases(self, harness: Harness, seed: str, until: float, file: Path) -> Iterator[Case]:
+    def cases(self, clusters: Clusters, home: Path, seed: str, until: float, file: Path) -> Iterator[Case]:
         """Run them."""
-        if self.kind == "singles":
-            yield from harness.singles()
-        elif self.kind == "slices":
-            yield from harness.slices(_SLICE)
-        else:
-            yield from self._pairs(harness, seed, until, file)
+        places = 1 if self.kind != "whole" else _AT_ONCE
+        with contextlib.ExitStack() as stack:
+            backends = []
+            for number in range(places):
+                interposer = Interposer()
+                place = stack.enter_context(backend(self.backend, clusters, interposer, number=number))
+                backends.append((place, interposer))
+            if self.kind == "whole":
+                environment = {name: value for name, value in os.environ.items() if name.startswith("AIRFLOW__")}
+                whole = stack.enter_context(WholeAirflow(backends, home, environment))
+                harnesses = [Harness(place, interposer, whole) for place, interposer in backends]
+                yield from singles_side_by_side(harnesses)
+            else:
+                harness = stack.enter_context(in_process(*backends[0]))
+                harnesses = [harness]
+                if self.kind == "singles":
+                    yield from harness.singles()
+                elif self.kind == "slices":
+                    yield from harness.slices(_SLICE)
+                else:
+                    yield from self._pairs(harness, seed, until, file)
+            for harness in harnesses:
+                if late := harness.late():
+                    raise AssertionError(f"after all was over there came {late}")
 
     def _pairs(self, harness: Harness, seed: str, until: float, file: Path) -> Iterator[Case]:
         """Run pairs until the time is up. How far a life goes is known from those in which one death came."""
@@ -97,19 +128,14 @@ def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, u
     with log.open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    with tempfile.TemporaryDirectory(prefix="durable-spark-airflow-") as home, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="durable-spark-airflow-") as home:
         os.environ["AIRFLOW_HOME"] = home
-        os.environ.update(usual(series.backend))
-        interposer = Interposer()
-        place = stack.enter_context(backend(series.backend, clusters, interposer))
-        harness = stack.enter_context(Harness(place, interposer))
-        for case in series.cases(harness, seed, until, file):
+        os.environ.update(usual(series.backend, whole=series.kind == "whole"))
+        for case in series.cases(clusters, Path(home), seed, until, file):
             case.kind = series.kind
             with file.open("a") as lines:  # a line is written at once
                 lines.write(json.dumps(dataclasses.asdict(case)) + "\n")
             print(f"=== {case}", flush=True)
-        if late := harness.late():
-            raise AssertionError(f"after all was over there came {late}")
 
 
 def _start(series: Series, *arguments: Any) -> BaseProcess:
@@ -146,23 +172,24 @@ def table(cases: Sequence[Case]) -> list[str]:
     for name in BACKENDS:
         for kind, title in _SERIES.items():
             of = [case for case in cases if (case.backend, case.kind) == (name, kind) and case.killed]
-            if not of or (kind == "singles" and not _complete(name, cases)):
+            each = kind in ("singles", "whole")
+            if not of or (each and not _complete(name, kind, cases)):
                 continue
-            boundaries = max(map(_boundary, of)) if kind == "singles" else ""
+            boundaries = max(map(_boundary, of)) if each else ""
             broken = [sum(bool(getattr(case, what)) for case in of) for what in ("duplicates", "losses", "false_ends")]
             deaths = sum(len(case.killed) for case in of)
             present = sum(bool(case.left and case.left[0]) for case in of)
-            bound = f"{300 / len(of):.1f} %" if kind != "singles" and not any(broken) else ""
+            bound = f"{300 / len(of):.1f} %" if not each and not any(broken) else ""
             numbers = [boundaries, len(of), deaths, present, *broken, bound]
             rows.append(f"| {_TITLES[name]} | {title} | {' | '.join(map(str, numbers))} |")
     return rows
 
 
-def _complete(name: str, cases: Sequence[Case]) -> bool:
+def _complete(name: str, kind: str, cases: Sequence[Case]) -> bool:
     """Whether a backend's boundaries were gone through until there was none left."""
-    of = [case for case in cases if (case.backend, case.kind) == (name, "singles")]
-    last = max((_boundary(case) for case in of), default=0)
-    return sum(_boundary(case) == last and not case.reached for case in of) == len(Way)
+    of = [case for case in cases if (case.backend, case.kind) == (name, kind)]
+    missed = collections.Counter(_boundary(case) for case in of if not case.reached)
+    return len(Way) in missed.values()
 
 
 def _boundary(case: Case) -> int:
@@ -227,6 +254,11 @@ def _live(options: argparse.Namespace, directory: Path, file: Path) -> bool:
         os.environ["SPARK_SUBMIT_OPTS"] = classes
         log = directory / "log"
         first = [Series(name, "singles") for name in options.backends if "singles" in options.series]
+        first += [
+            Series(name, "whole")
+            for name in options.backends
+            if "whole" in options.series and not name.startswith("upstream")
+        ]
         first += [
             Series(name, "slices")
             for name in options.backends

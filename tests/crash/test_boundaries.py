@@ -1,9 +1,10 @@
 """
-A task dies at boundaries with the outside that the day's seed chooses, once and twice in its life, on each backend.
+A task dies at boundaries with the outside that the day's seed chooses, once and twice in its life, on each backend; and
+at any instant of the life of ``spark-submit``.
 
 After each life the cluster's own record has one job for the submission, the task has ended as it did, and its record
 says so. Upstream's operator, killed in the window that its documentation names, is what shows that a duplicate would be
-seen. All boundaries with ``--every-boundary``, or, with a table, ``scripts/crash-test``.
+seen. All boundaries, and each 50 ms, with ``scripts/crash-test``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.boundaries import BACKENDS, Case, Harness, backend, usual
+from tests.crash.boundaries import BACKENDS, Case, Harness, backend, in_process, usual
 from tests.crash.interposer import Interposer, Kill, Way
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FEW = {"kubernetes": 6, "standalone": 2, "submit_kubernetes": 2, "submit_standalone": 1, "submit_yarn": 1}
 """Lives with one death. On each backend there is one more, with two."""
+A_FEW_INSTANTS = 3
 OURS = [name for name in BACKENDS if name in FEW]
 WINDOW = "Airflow: SetTaskStateStore spark_job_id"
 
@@ -41,7 +43,7 @@ def harness(
     with ExitStack() as stack:
         interposer = Interposer()
         place = stack.enter_context(backend(name, submit_clusters, interposer))
-        yield stack.enter_context(Harness(place, interposer))
+        yield stack.enter_context(in_process(place, interposer))
 
 
 def sound(case: Case, *, deaths: int) -> None:
@@ -50,14 +52,14 @@ def sound(case: Case, *, deaths: int) -> None:
     assert len(case.killed) <= deaths
 
 
+def rng_of_the_day(name: str) -> random.Random:
+    return random.Random(f"{os.environ.get('CRASH_SEED', datetime.date.today().isoformat())} {name}")
+
+
 @pytest.mark.parametrize("harness", OURS, indirect=True)
-def test_one_job_wherever_the_task_dies(request: pytest.FixtureRequest, harness: Harness) -> None:
-    name = request.node.callspec.params["harness"]
-    if request.config.getoption("--every-boundary"):
-        for case in harness.singles():
-            sound(case, deaths=1)
-        return
-    rng = random.Random(f"{os.environ.get('CRASH_SEED', datetime.date.today().isoformat())} {name}")
+def test_one_job_wherever_the_task_dies(harness: Harness) -> None:
+    name = harness.backend.name
+    rng = rng_of_the_day(name)
     undisturbed = harness.live([])
     sound(undisturbed, deaths=0)
     (length,) = undisturbed.crossed
@@ -67,6 +69,15 @@ def test_one_job_wherever_the_task_dies(request: pytest.FixtureRequest, harness:
         sound(harness.live([Kill(rng.choice(numbers), rng.choice(list(Way)))]), deaths=1)
     twice = harness.live([Kill(rng.randint(1, length), rng.choice(list(Way))) for _ in range(2)])
     sound(twice, deaths=2)
+
+
+@pytest.mark.parametrize("harness", [name for name in OURS if name.startswith("submit")], indirect=True)
+def test_one_job_whenever_spark_submit_dies_with_its_task(harness: Harness) -> None:
+    rng = rng_of_the_day(harness.backend.name)
+    start, seconds = harness.life_of_spark_submit()
+    for part in range(A_FEW_INSTANTS):
+        later = seconds * (part + rng.random()) / A_FEW_INSTANTS
+        sound(harness.live([Kill(start, Way.ACTED, later)]), deaths=1)
 
 
 @pytest.mark.parametrize("harness", OURS[:2], indirect=True)
