@@ -171,6 +171,10 @@ class KubernetesCluster(Startable):
     def restart_api_server(self) -> None:
         """Kill the API server and start it again; return when it is ready."""
         self.api_server.kill()
+        self.start_api_server()
+
+    def start_api_server(self) -> None:
+        """Start the API server, which has been killed; return when it is ready."""
         self.api_server.start()
         self._wait_until_ready()
 

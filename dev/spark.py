@@ -397,6 +397,10 @@ class StandaloneCluster(Startable):
     def restart_master(self) -> None:
         """Kill the first master and start it again; return when it leads and all workers have come back."""
         self.master.server.kill()
+        self.start_master()
+
+    def start_master(self) -> None:
+        """Start the first master, which has been killed; return when it leads and all workers have come back."""
         self.master.server.start()
         self.wait_for_workers(len(self.workers))
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,9 +224,10 @@ def drivers_of(run: Run) -> list[tuple[str, str]]:
 
 
 def assert_the_older_driver_stays(run: Run) -> None:
-    older, younger = drivers_of(run)
+    (older, younger), began = drivers_of(run), time.monotonic()
     killed = (younger[0], "KILLED")
     wait_until(lambda: drivers_of(run)[1] == killed, 60, "the younger driver to be killed", interval=0.2)
+    print(f"{run.dag}: there were two drivers for {time.monotonic() - began:.1f} s")
     assert drivers_of(run)[0] == (older[0], "RUNNING")
     assert_one_end(run, older[0])
     assert [state for _, state in drivers_of(run)] == ["FINISHED", "KILLED"]

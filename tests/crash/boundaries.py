@@ -73,6 +73,7 @@ module, _, name = operator.rpartition(".")
 with DAG({dag!r}, schedule=None):
     getattr(importlib.import_module(module), name)(task_id={task!r}, retry_delay=timedelta(0), **arguments)
 """
+_FORGOTTEN = "forgotten"
 _SECONDS, _CODE = "{{ dag_run.conf.seconds }}", "{{ dag_run.conf.code }}"
 
 
@@ -118,6 +119,7 @@ class Case:
     :ivar killed: at which exchanges it died.
     :ivar crossed: how many exchanges each of its lives had, from one death to the next.
     :ivar left: how many jobs there were after each death, before the next process began.
+    :ivar limits: what the cluster itself did, and is named as a limit.
     """
 
     backend: str
@@ -133,6 +135,7 @@ class Case:
     duplicates: list[str] = dataclasses.field(default_factory=list)
     losses: list[str] = dataclasses.field(default_factory=list)
     false_ends: list[str] = dataclasses.field(default_factory=list)
+    limits: list[str] = dataclasses.field(default_factory=list)
     log: str = ""
 
     @property
@@ -185,15 +188,43 @@ class Life(Protocol):
         """Return the messages of all tries and triggers."""
 
 
+class MortalServer:
+    """
+    The server of a cluster that dies in the place of a task's process, and is started again at once.
+
+    :param kill: kills it.
+    :param start: starts it, and returns when it can be used.
+    """
+
+    def __init__(self, kill: Callable[[], None], start: Callable[[], None]) -> None:
+        self._kill, self._start = kill, start
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._starting: concurrent.futures.Future[None] | None = None
+
+    def die(self) -> None:
+        """Kill it, and begin to start it."""
+        self._kill()
+        self._starting = self._pool.submit(self._start)
+
+    def wait(self) -> None:
+        """Wait until it can be used."""
+        if self._starting is not None:
+            self._starting.result(DEADLINE)
+
+
 @contextlib.contextmanager
-def in_process(backend: Backend, interposer: Interposer) -> Iterator[Harness]:
-    """Give a harness whose Airflow is this process's own. One in a process."""
+def in_process(backend: Backend, interposer: Interposer, server: MortalServer | None = None) -> Iterator[Harness]:
+    """
+    Give a harness whose Airflow is this process's own. One in a process.
+
+    :param server: what dies in the place of the task's process.
+    """
     home = Path(os.environ["AIRFLOW_HOME"])
     home.mkdir(parents=True, exist_ok=True)
     airflow = Airflow(backend.source(home), {backend.place: backend.connection}, interposer)
     airflow.prepare()
     try:
-        yield Harness(backend, interposer, airflow)
+        yield Harness(backend, interposer, airflow, server)
     finally:
         airflow.close()
 
@@ -201,10 +232,13 @@ def in_process(backend: Backend, interposer: Interposer) -> Iterator[Harness]:
 class Harness:
     """Lives of tasks on one backend."""
 
-    def __init__(self, backend: Backend, interposer: Interposer, stage: Stage) -> None:
+    def __init__(
+        self, backend: Backend, interposer: Interposer, stage: Stage, server: MortalServer | None = None
+    ) -> None:
         self.backend = backend
         self.interposer = interposer
         self._stage = stage
+        self._server = server
         self._numbers = 0
         self._last: tuple[str, Set[str]] | None = None
 
@@ -258,14 +292,29 @@ class Harness:
         self.interposer.plan(plan)
         conf = {"seconds": str(self.backend.seconds), "code": str(code)}
         life = self._stage.live(self.backend.place, run, conf)
+        seen: dict[str, Job] = {}
+        """Jobs by what the cluster said of them when it died."""
+
+        def all_jobs() -> list[Job]:
+            now = {job.id: job for job in self.backend.jobs(run)}
+            forgotten = {
+                job.id: dataclasses.replace(job, state=_FORGOTTEN) for job in seen.values() if job.id not in now
+            }
+            return list({**forgotten, **now}.values())
+
+        def die(server: MortalServer) -> None:
+            seen.update((job.id, job) for job in self.backend.jobs(run))
+            server.die()
 
         def jobs() -> list[Job]:
-            new = [job for job in self.backend.jobs(run) if job.id not in before]
+            new = [job for job in all_jobs() if job.id not in before]
             # Of ours a pod is gone that was only half submitted; upstream deletes those that have ended.
             return [job for job in new if job.state != "gone" or not self.backend.ours]
 
         def at_death() -> None:
-            if self.backend.ours:
+            if self._server:
+                self._server.wait()
+            elif self.backend.ours:
                 dying = set(spark_submits(run))
 
                 def dead() -> bool:
@@ -275,6 +324,8 @@ class Harness:
                 wait_until(dead, 5, "spark-submit to die with its task", interval=0.01)
             case.left.append(len(jobs()))
 
+        if self._server:
+            self.interposer.instead = partial(die, self._server)
         try:
             case.state = life.live(DEADLINE, at_death=at_death)
         except (Stuck, TimeoutError) as error:
@@ -306,6 +357,9 @@ class Harness:
         if len(jobs) > allowed or any(left > allowed for left in case.left):
             case.duplicates.append(f"{len(jobs)} jobs where {allowed} may be, after the deaths {case.left}")
         right = "failed" if code else "succeeded"
+        if jobs and jobs[-1].state == _FORGOTTEN and case.state == "failed":
+            case.limits.append("the cluster has forgotten the job")
+            return
         if not jobs:
             case.losses.append("there is no job")
         case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in jobs if job.state == "running"]
@@ -332,9 +386,15 @@ def _defers(what: str) -> bool:
     return what.startswith("Airflow: DeferTask")
 
 
-def singles_side_by_side(harnesses: Sequence[Harness]) -> Iterator[Case]:
-    """Do as :meth:`Harness.singles` does, with as many lives at a time as there are harnesses."""
-    plans = ([Kill(number, way)] for number in itertools.count(1) for way in Way)
+def singles_side_by_side(harnesses: Sequence[Harness], seed: str | None = None) -> Iterator[Case]:
+    """
+    Do as :meth:`Harness.singles` does, with as many lives at a time as there are harnesses.
+
+    :param seed: from which one way is drawn for each boundary; else it is all of them.
+    """
+    rng = random.Random(seed)
+    ways = 1 if seed else len(Way)
+    plans = ([Kill(number, way)] for number in itertools.count(1) for way in rng.sample(list(Way), ways))
     missed: collections.Counter[int] = collections.Counter()
     idle = list(harnesses)
     lives: dict[concurrent.futures.Future[Case], tuple[Harness, int]] = {}
@@ -342,7 +402,7 @@ def singles_side_by_side(harnesses: Sequence[Harness]) -> Iterator[Case]:
         harness.interposer.repeats = False
     with concurrent.futures.ThreadPoolExecutor(len(harnesses)) as pool:
         while idle or lives:
-            while idle and len(Way) not in missed.values():
+            while idle and ways not in missed.values():
                 harness, plan = idle.pop(), next(plans)
                 lives[pool.submit(harness.live, plan)] = harness, plan[0].exchange
             if not lives:

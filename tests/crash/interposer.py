@@ -27,7 +27,8 @@ from dev.processes import descendants, wait_until
 __all__ = ["Exchange", "Interposer", "Kill", "Way"]
 
 
-_QUESTIONS = ("cluster: GET ", "machine: start curl")  # upstream's operator asks with a program
+_CLUSTER = "cluster: "
+_QUESTIONS = (f"{_CLUSTER}GET ", "machine: start curl")  # upstream's operator asks with a program
 _PART = ", a part"
 _PERIOD = 3
 """How many different questions a poll may consist of."""
@@ -93,6 +94,8 @@ class Interposer:
     """
     Counts the exchanges of the process that is watched, and kills it as planned.
 
+    :ivar instead: kills the cluster's server in the place of the process, which lives on. Only what it asks the cluster
+        for is numbered then.
     :ivar repeats: whether a question that is asked again and again (a poll) counts each time, or only the first time.
     :ivar crossed: the exchanges of each life, from one death to the next: what they were, in their order.
     :ivar times: when each of them came, by ``time.monotonic()``.
@@ -107,6 +110,7 @@ class Interposer:
         self._plan: list[Kill] = []
         self._number = 0
         self.repeats = True
+        self.instead: Callable[[], None] | None = None
         self.crossed: list[list[str]] = [[]]
         self.times: list[list[float]] = [[]]
         self.killed: list[str] = []
@@ -154,6 +158,8 @@ class Interposer:
         with self._lock:
             if self._pid is None or life not in (None, self._life):
                 return Exchange(self, what, -1, 0)
+            if self.instead is not None and not what.startswith(_CLUSTER):
+                return Exchange(self, what, self._life, 0)
             if not self.repeats and _is_question(what) and what in self.crossed[-1][-_PERIOD:]:
                 return Exchange(self, what, self._life, 0, stream=stream)
             self._number += 1
@@ -191,6 +197,10 @@ class Interposer:
                 return True
             kill = self._plan.pop(0)
             said = f"{way.value}: {self.crossed[-1][number - 1]}"
+            if self.instead is not None:
+                self.killed.append(said)
+                self.instead()
+                return way is Way.AFTER
             if not kill.later:
                 self._kill(said)
                 return False

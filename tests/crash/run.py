@@ -37,13 +37,14 @@ from tests.crash.boundaries import (
     BACKENDS,
     Case,
     Harness,
+    MortalServer,
     backend,
     in_process,
     pairs,
     singles_side_by_side,
     usual,
 )
-from tests.crash.interposer import Interposer, Way
+from tests.crash.interposer import Interposer
 from tests.crash.whole import WholeAirflow
 
 if TYPE_CHECKING:
@@ -62,11 +63,16 @@ _TITLES = {
     "upstream_standalone": "standalone, upstream's operator",
 }
 _SERIES = {
-    "singles": "each boundary, in three ways",
-    "whole": "each boundary that is a request, on a whole Airflow",
-    "slices": f"each {_SLICE * 1000:.0f} ms of spark-submit's life",
-    "pairs": "two deaths, drawn",
+    "singles": "the task's process, at each boundary, in three ways",
+    "whole": "the same, a worker or a triggerer, on a whole Airflow",
+    "cluster": "the cluster's server, at each request to it, in three ways",
+    "forgetful": "the same, and it has no memory",
+    "slices": f"the task's process, each {_SLICE * 1000:.0f} ms of spark-submit's life",
+    "pairs": "the task's process twice, drawn",
 }
+_SERVER_DIES = ("cluster", "forgetful")
+_NATIVE = {"cluster": ("kubernetes", "standalone"), "forgetful": ("standalone",)}
+_OUTLIVES = 8.0
 _AT_ONCE = 6
 """Lives on a whole Airflow."""
 _fork = multiprocessing.get_context("fork")
@@ -83,20 +89,26 @@ class Series:
         """Run them."""
         places = 1 if self.kind != "whole" else _AT_ONCE
         with contextlib.ExitStack() as stack:
+            server = None
+            if self.kind in _SERVER_DIES:
+                server, clusters = self._own_cluster(clusters, stack)
             backends = []
             for number in range(places):
                 interposer = Interposer()
                 place = stack.enter_context(backend(self.backend, clusters, interposer, number=number))
+                if server is not None:  # its job outlives it
+                    place = dataclasses.replace(place, seconds=_OUTLIVES)
                 backends.append((place, interposer))
             if self.kind == "whole":
                 environment = {name: value for name, value in os.environ.items() if name.startswith("AIRFLOW__")}
                 whole = stack.enter_context(WholeAirflow(backends, home, environment))
                 harnesses = [Harness(place, interposer, whole) for place, interposer in backends]
-                yield from singles_side_by_side(harnesses)
+                # With spark-submit, whose lives are long, one way for each boundary.
+                yield from singles_side_by_side(harnesses, seed if self.backend.startswith("submit") else None)
             else:
-                harness = stack.enter_context(in_process(*backends[0]))
+                harness = stack.enter_context(in_process(*backends[0], server))
                 harnesses = [harness]
-                if self.kind == "singles":
+                if self.kind == "singles" or server is not None:
                     yield from harness.singles()
                 elif self.kind == "slices":
                     yield from harness.slices(_SLICE)
@@ -105,6 +117,17 @@ class Series:
             for harness in harnesses:
                 if late := harness.late():
                     raise AssertionError(f"after all was over there came {late}")
+
+    def _own_cluster(self, clusters: Clusters, stack: contextlib.ExitStack) -> tuple[MortalServer, Clusters]:
+        """Start a cluster of which nobody else has need."""
+        if self.backend == "kubernetes":
+            pods = stack.enter_context(KubernetesCluster())
+            server = MortalServer(pods.api_server.kill, pods.start_api_server)
+            return server, dataclasses.replace(clusters, kubernetes=pods)
+        spark = clusters.standalone.spark
+        drivers = stack.enter_context(StandaloneCluster(spark=spark, recovery=self.kind != "forgetful"))
+        server = MortalServer(drivers.master.server.kill, drivers.start_master)
+        return server, dataclasses.replace(clusters, standalone=drivers)
 
     def _pairs(self, harness: Harness, seed: str, until: float, file: Path) -> Iterator[Case]:
         """Run pairs until the time is up. How far a life goes is known from those in which one death came."""
@@ -165,14 +188,12 @@ def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[
 
 def table(cases: Sequence[Case]) -> list[str]:
     """Return the table of the page."""
-    rows = [
-        "| submitted to | kills | boundaries | lives | deaths | with a job | duplicates | losses | false ends | ≤ |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    numbers = ("boundaries", "lives", "deaths", "with a job", "duplicates", "losses", "false ends", "limits", "≤")
+    rows = [f"| submitted to | killed | {' | '.join(numbers)} |", f"|---|---|{'---:|' * len(numbers)}"]
     for name in BACKENDS:
         for kind, title in _SERIES.items():
             of = [case for case in cases if (case.backend, case.kind) == (name, kind) and case.killed]
-            each = kind in ("singles", "whole")
+            each = kind not in ("slices", "pairs")
             if not of or (each and not _complete(name, kind, cases)):
                 continue
             boundaries = max(map(_boundary, of)) if each else ""
@@ -180,16 +201,18 @@ def table(cases: Sequence[Case]) -> list[str]:
             deaths = sum(len(case.killed) for case in of)
             present = sum(bool(case.left and case.left[0]) for case in of)
             bound = f"{300 / len(of):.1f} %" if not each and not any(broken) else ""
-            numbers = [boundaries, len(of), deaths, present, *broken, bound]
-            rows.append(f"| {_TITLES[name]} | {title} | {' | '.join(map(str, numbers))} |")
+            limits = sum(bool(case.limits) for case in of)
+            row = [boundaries, len(of), deaths, present, *broken, limits, bound]
+            rows.append(f"| {_TITLES[name]} | {title} | {' | '.join(map(str, row))} |")
     return rows
 
 
 def _complete(name: str, kind: str, cases: Sequence[Case]) -> bool:
     """Whether a backend's boundaries were gone through until there was none left."""
     of = [case for case in cases if (case.backend, case.kind) == (name, kind)]
+    tried = collections.Counter(map(_boundary, of))
     missed = collections.Counter(_boundary(case) for case in of if not case.reached)
-    return len(Way) in missed.values()
+    return any(missed[number] == tried[number] == max(tried.values()) for number in missed)
 
 
 def _boundary(case: Case) -> int:
@@ -223,7 +246,8 @@ def main() -> None:
     finally:
         if options.results or not file.exists():
             shutil.rmtree(directory, ignore_errors=True)
-    lines = [f"Seed `{options.seed}`.", "", *table(cases)]
+    hours = sum(case.seconds for case in cases) / 3600
+    lines = [f"Seed `{options.seed}`. {len(cases)} lives, which took {hours:.1f} hours together.", "", *table(cases)]
     print("\n".join(lines))
     for case in cases:
         if case.broken and not case.backend.startswith("upstream"):
@@ -254,6 +278,12 @@ def _live(options: argparse.Namespace, directory: Path, file: Path) -> bool:
         os.environ["SPARK_SUBMIT_OPTS"] = classes
         log = directory / "log"
         first = [Series(name, "singles") for name in options.backends if "singles" in options.series]
+        first += [
+            Series(name, kind)
+            for kind, natives in _NATIVE.items()
+            for name in options.backends
+            if kind in options.series and name in natives
+        ]
         first += [
             Series(name, "whole")
             for name in options.backends

@@ -96,17 +96,26 @@ class Protocol(RuleBasedStateMachine):
         names_jobs=st.booleans(),
         on_clear=st.sampled_from(["kill", "kill", "reconnect"]),
         on_timeout=st.sampled_from(["kill", "kill", "keep"]),
+        on_kill=st.sampled_from(["kill", "kill", "keep"]),
         on_lost=st.sampled_from(["fail", "fail", "resubmit"]),
         deferrable=st.sampled_from([True, True, True, False]),
         hours=st.sampled_from([None, None, 1]),
     )
     def a_task(
-        self, names_jobs: bool, on_clear: str, on_timeout: str, on_lost: str, deferrable: bool, hours: int | None
+        self,
+        names_jobs: bool,
+        on_clear: str,
+        on_timeout: str,
+        on_kill: str,
+        on_lost: str,
+        deferrable: bool,
+        hours: int | None,
     ) -> None:
         self.cluster = SimulatedHook.world = Cluster(clock, names_jobs=names_jobs)
         self.cluster.on_effect, self.cluster.on_send = self.airflow.effect, self.on_send
         self.cluster.on_kill, self.cluster.is_late = self.on_kill, self.is_late
         self.on_clear, self.on_timeout, self.on_lost, self.deferrable = on_clear, on_timeout, on_lost, deferrable
+        self.kept = on_kill == "keep"
         self.hours = hours
         self.ti = ModelInstance(
             self.airflow,
@@ -117,6 +126,7 @@ class Protocol(RuleBasedStateMachine):
             retries=2,
             on_clear=on_clear,
             on_timeout=on_timeout,
+            on_kill=on_kill,
             on_lost=on_lost,
             deferrable=deferrable,
             kill_timeout=5.0,
@@ -225,7 +235,8 @@ class Protocol(RuleBasedStateMachine):
         record, ended = self._record(), self.state in ("failed", "success", None)
         triggerer.let_go()
         triggerer.kill()
-        if well and ended and self.person_came and self.state is not None and record is not None and record.job:
+        ends_it = ended and self.person_came and self.state is not None and not self.kept
+        if well and ends_it and record is not None and record.job:
             left = [job for job in self.cluster.running if job.ref.id == record.job.id and job.dies_at is None]
             assert not left or self.excused, f"{left} runs on, although its task was ended while it was followed"
 
@@ -364,12 +375,12 @@ class Protocol(RuleBasedStateMachine):
         """See that there is a reason to kill a job that runs."""
         record = self._record()
         reasons = {
-            "its task was ended": self.person_came or self.state in ("failed", "success", None),
+            "its task was ended": not self.kept and (self.person_came or self.state in ("failed", "success", None)),
             "its task was cleared": self.tokens.get(job.token) != self.generation,
             "its deadline passed": self.hours is not None and clock.now >= self._begun() + HOUR,
             "it is one of two": len([each for each in self.cluster.jobs if each.token == job.token]) > 1,
             "another submission is the task's": record is not None and record.submission.token != job.token,
-            "its worker was told to stop": self.excused,
+            "its worker was told to stop": self.excused and not self.kept,
         }
         assert any(reasons.values()), f"{job} is killed for nothing"
 

@@ -120,3 +120,15 @@ def test_a_program_that_is_started_stands_for_an_answer() -> None:
         interposer.settle(act)
         assert process.wait(10) == -9
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_kills_something_else_in_the_place_of_the_process(process: subprocess.Popen[bytes]) -> None:
+    interposer, deaths = Interposer(), []
+    interposer.plan([Kill(1, Way.ACTED)])
+    interposer.instead = lambda: deaths.append(process.poll())
+    interposer.watch(process.pid)
+    assert cross(interposer, "Airflow: what is none of its business") == [True, True, True]
+    assert cross(interposer, "cluster: POST /jobs") == [True, False], "its answer went with it"
+    assert deaths == [None], "the process lives"
+    assert cross(interposer, "cluster: GET /jobs") == [True, True, True]
+    assert interposer.crossed == [["cluster: POST /jobs", "cluster: GET /jobs"]]
