@@ -343,7 +343,8 @@ class StandaloneHook(SparkCliHook):
         """Return the drivers that the workers ran, each with its worker; note why the list may not be complete."""
         if not view.fleet or view.fleet != submission.evidence.get("workers"):
             why = "the master may have forgotten drivers, and its workers are not those that it had"
-            untold.append(_Untold(why, permanent=not view.dead))  # a dead worker may come back
+            # A dead worker may come back; and to a master that has just started the first one is on its way.
+            untold.append(_Untold(why, permanent=bool(view.alive) and not view.dead))
         ran: dict[str, str] = {}
 
         async def read(worker: str) -> None:

@@ -363,6 +363,10 @@ class Protocol(RuleBasedStateMachine):
         assert not running, f"sent beside {running}"
         if new and before is not None and self.tokens[before] == self.generation:
             ends = {job.state for job in self.cluster.jobs if job.token == before}
+            if any(old.token == before and old.state == JobState.KILLED.value for old in record.previous):
+                # "A job that is gone after a kill": whatever it has come to, nobody can tell any more.
+                ends = {job.state for job in self.cluster.jobs if job.token == before and job.listed}
+                ends.add(JobState.KILLED)
             assert JobState.SUCCEEDED not in ends or self.on_lost == "resubmit", "sent although one has succeeded"
             assert ends & {JobState.FAILED, JobState.KILLED} or self.on_lost == "resubmit", "sent although one is lost"
 
@@ -499,7 +503,7 @@ class Protocol(RuleBasedStateMachine):
             triggerer.kill()
 
     def _finish(self) -> None:
-        for _ in range(1000):  # each try may wait for as long as an outage, and a clear gives more of them
+        for step in range(200):
             if self.state in ("failed", "success", None):
                 break
             if self.worker is not None:
@@ -507,7 +511,7 @@ class Protocol(RuleBasedStateMachine):
                     job.state = JobState.SUCCEEDED
                 self._run(self.worker, None)
             elif self.state == "deferred":
-                self._run_triggerer(30.0)
+                self._run_triggerer(30.0 if step < 40 else 1000.0)  # a try may wait for as long as an outage
                 for job in self.cluster.running:
                     job.state = JobState.SUCCEEDED
             else:

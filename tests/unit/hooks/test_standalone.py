@@ -636,6 +636,19 @@ async def test_no_proof_from_the_workers(
     assert caught.value.permanent is permanent
 
 
+async def test_a_master_that_has_just_started_is_asked_again(
+    cluster: FakeCluster, hook: QuickHook, intent: Submission
+) -> None:
+    """One without a memory knows neither drivers nor workers, until these have come back."""
+    workers, cluster.master.page["workers"] = cluster.master.page["workers"], []
+    cluster.master.page["completeddrivers"] = []
+    with pytest.raises(SubmissionUncertain, match="its workers are not those that it had") as caught:
+        await hook.find(intent)
+    assert not caught.value.permanent
+    cluster.master.page["workers"] = workers
+    assert await hook.find(intent) == Absent()
+
+
 async def test_workers_whose_ids_tell_no_time_prove_nothing(cluster: FakeCluster, hook: QuickHook) -> None:
     cluster.master.page["workers"][0]["id"] = "worker-a"
     with pytest.raises(SubmissionUncertain) as caught:
