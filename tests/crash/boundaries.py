@@ -74,6 +74,8 @@ with DAG({dag!r}, schedule=None):
     getattr(importlib.import_module(module), name)(task_id={task!r}, retry_delay=timedelta(0), **arguments)
 """
 _FORGOTTEN = "forgotten"
+_START = "machine: start python"
+"""The guard, which runs ``spark-submit``."""
 _SECONDS, _CODE = "{{ dag_run.conf.seconds }}", "{{ dag_run.conf.code }}"
 
 
@@ -242,40 +244,46 @@ class Harness:
         self._numbers = 0
         self._last: tuple[str, Set[str]] | None = None
 
-    def singles(self, ways: Sequence[Way] = tuple(Way)) -> Iterator[Case]:
+    def singles(self, first: int = 1) -> Iterator[Case]:
         """
         Kill once at each boundary, in each way, until a boundary is not reached any more in any.
 
         A poll counts once: what it finds differs, but by then something else follows.
+
+        :param first: the boundary to begin with.
         """
         self.interposer.repeats = False
-        number = 1
-        while True:
+        for number in itertools.count(first):
             cases = []
-            for way in ways:
+            for way in Way:
                 cases.append(self.live([Kill(number, way)]))
                 yield cases[-1]
             if not any(case.reached for case in cases):
                 break
-            number += 1
         self.interposer.repeats = True
 
-    def slices(self, seconds: float) -> Iterator[Case]:
-        """Kill in each slice of the life of ``spark-submit``, from its start until the task does not wait for it."""
-        start, _ = self.life_of_spark_submit()
-        for number in itertools.count(1):
-            case = self.live([Kill(start, Way.ACTED, number * seconds)])
+    def slices(self, seconds: float, first: int = 1) -> Iterator[Case]:
+        """
+        Kill in each slice of the life of ``spark-submit``, from its start until its task's process has ended.
+
+        :param first: the slice to begin with.
+        """
+        for number in itertools.count(first):
+            case = self.live([self.after_start(number * seconds)])
             yield case
-            if not case.reached or any(map(_defers, self.interposer.crossed[0])):
+            if not case.reached:
                 return
 
-    def life_of_spark_submit(self) -> tuple[int, float]:
-        """Return the exchange at which ``spark-submit`` is started, and the seconds until the task defers."""
+    def after_start(self, seconds: float) -> Kill:
+        """Return a death so long after the start of ``spark-submit``."""
+        return Kill(0, Way.ACTED, seconds, _START)
+
+    def life_of_spark_submit(self) -> float:
+        """Return the seconds from the start of ``spark-submit`` until its task defers."""
         self.live([])
-        ((*crossed,), (*times,)) = self.interposer.crossed[0], self.interposer.times[0]
-        start = crossed.index("machine: start python")
+        crossed, times = self.interposer.crossed[0], self.interposer.times[0]
         deferral = next(number for number, what in enumerate(crossed) if _defers(what))
-        return start + 1, times[deferral] - times[start]
+        return times[deferral] - times[crossed.index(_START)]
 
     def live(self, plan: Sequence[Kill], *, code: int = 0) -> Case:
         """

@@ -49,9 +49,13 @@ class Kill(NamedTuple):
     way: Way
     later: float = 0.0
     """Seconds by which it comes after that: an instant in the life of the program that an exchange has started."""
+    what: str = ""
+    """In the place of the number: the exchange of this name."""
 
     def __str__(self) -> str:
-        return f"{self.exchange}/{self.way.name.lower()}" + (f"+{self.later * 1000:.0f}ms" if self.later else "")
+        return f"{self.what or self.exchange}/{self.way.name.lower()}" + (
+            f"+{self.later * 1000:.0f}ms" if self.later else ""
+        )
 
 
 class Exchange:
@@ -187,13 +191,18 @@ class Interposer:
 
     def _is_due(self, exchange: Exchange) -> bool:
         with self._lock:
-            return bool(self._plan) and self._plan[0].exchange == exchange._number
+            return bool(self._plan) and self._is_at(self._plan[0], exchange._number)
+
+    def _is_at(self, kill: Kill, number: int) -> bool:
+        if kill.what and number:
+            return self.crossed[-1][number - 1] == kill.what
+        return kill.exchange == number
 
     def _goes_on(self, life: int, number: int, way: Way) -> bool:
         with self._lock:
             if self._pid is None or life != self._life:
                 return False
-            if not self._plan or self._plan[0][:2] != (number, way):
+            if not self._plan or self._plan[0].way is not way or not self._is_at(self._plan[0], number):
                 return True
             kill = self._plan.pop(0)
             said = f"{way.value}: {self.crossed[-1][number - 1]}"

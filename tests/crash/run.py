@@ -44,7 +44,7 @@ from tests.crash.boundaries import (
     singles_side_by_side,
     usual,
 )
-from tests.crash.interposer import Interposer
+from tests.crash.interposer import Interposer, Way
 from tests.crash.whole import WholeAirflow
 
 if TYPE_CHECKING:
@@ -85,6 +85,17 @@ class Series:
     backend: str
     kind: str
 
+    def lives(self, file: Path) -> list[Case]:
+        """Return those that were written down: an earlier run may have been broken off."""
+        return [case for case in read(file) if (case.backend, case.kind) == (self.backend, self.kind)]
+
+    def is_over(self, file: Path) -> bool:
+        """Whether all of them have been lived."""
+        lives = self.lives(file)
+        if self.kind == "slices":
+            return bool(lives) and not lives[-1].reached
+        return self.kind != "pairs" and _complete(self.backend, self.kind, lives)
+
     def cases(self, clusters: Clusters, home: Path, seed: str, until: float, file: Path) -> Iterator[Case]:
         """Run them."""
         places = 1 if self.kind != "whole" else _AT_ONCE
@@ -108,10 +119,11 @@ class Series:
             else:
                 harness = stack.enter_context(in_process(*backends[0], server))
                 harnesses = [harness]
-                if self.kind == "singles" or server is not None:
-                    yield from harness.singles()
-                elif self.kind == "slices":
-                    yield from harness.slices(_SLICE)
+                if self.kind == "slices":
+                    yield from harness.slices(_SLICE, 1 + len(self.lives(file)))
+                elif self.kind != "pairs":
+                    tried = collections.Counter(map(_boundary, self.lives(file)))
+                    yield from harness.singles(1 + max((n for n in tried if tried[n] == len(Way)), default=0))
                 else:
                     yield from self._pairs(harness, seed, until, file)
             for harness in harnesses:
@@ -173,8 +185,11 @@ def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[
     running: list[BaseProcess] = []
     while waiting or running:
         while waiting and len(running) < at_once:
-            running.append(start(waiting.popleft()))
-        running[0].join(1)
+            if not waiting[0].is_over(file):
+                running.append(start(waiting[0]))
+            waiting.popleft()
+        if running:
+            running[0].join(1)
         for process in [process for process in running if not process.is_alive()]:
             running.remove(process)
             well = well and process.exitcode == 0
@@ -227,7 +242,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="for pairs of deaths, all backends together")
     parser.add_argument("--seed", default=datetime.date.today().isoformat(), help="of the pairs")
     parser.add_argument("--at-once", type=int, default=2, help="series that run at the same time")
-    parser.add_argument("--results", type=Path, help="a file to add to, with the lives of an earlier run")
+    parser.add_argument("--results", type=Path, help="a file to add to: a run that was broken off is gone on with")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()

@@ -74,10 +74,10 @@ def test_one_job_wherever_the_task_dies(harness: Harness) -> None:
 @pytest.mark.parametrize("harness", [name for name in OURS if name.startswith("submit")], indirect=True)
 def test_one_job_whenever_spark_submit_dies_with_its_task(harness: Harness) -> None:
     rng = rng_of_the_day(harness.backend.name)
-    start, seconds = harness.life_of_spark_submit()
+    seconds = harness.life_of_spark_submit()
     for part in range(A_FEW_INSTANTS):
         later = seconds * (part + rng.random()) / A_FEW_INSTANTS
-        sound(harness.live([Kill(start, Way.ACTED, later)]), deaths=1)
+        sound(harness.live([harness.after_start(later)]), deaths=1)
 
 
 @pytest.mark.parametrize("harness", OURS[:2], indirect=True)
