@@ -244,18 +244,19 @@ class Harness:
         self._numbers = 0
         self._last: tuple[str, Set[str]] | None = None
 
-    def singles(self, first: int = 1) -> Iterator[Case]:
+    def singles(self, first: int = 1, seed: str | None = None) -> Iterator[Case]:
         """
         Kill once at each boundary, in each way, until a boundary is not reached any more in any.
 
         A poll counts once: what it finds differs, but by then something else follows.
 
         :param first: the boundary to begin with.
+        :param seed: from which one way is drawn for each boundary; else it is all of them.
         """
         self.interposer.repeats = False
         for number in itertools.count(first):
             cases = []
-            for way in Way:
+            for way in _ways(seed, number):
                 cases.append(self.live([Kill(number, way)]))
                 yield cases[-1]
             if not any(case.reached for case in cases):
@@ -394,15 +395,18 @@ def _defers(what: str) -> bool:
     return what.startswith("Airflow: DeferTask")
 
 
+def _ways(seed: str | None, number: int) -> Sequence[Way]:
+    return list(Way) if seed is None else [random.Random(f"{seed} {number}").choice(list(Way))]
+
+
 def singles_side_by_side(harnesses: Sequence[Harness], seed: str | None = None) -> Iterator[Case]:
     """
     Do as :meth:`Harness.singles` does, with as many lives at a time as there are harnesses.
 
-    :param seed: from which one way is drawn for each boundary; else it is all of them.
+    :param seed: as there.
     """
-    rng = random.Random(seed)
-    ways = 1 if seed else len(Way)
-    plans = ([Kill(number, way)] for number in itertools.count(1) for way in rng.sample(list(Way), ways))
+    ways = len(_ways(seed, 1))
+    plans = ([Kill(number, way)] for number in itertools.count(1) for way in _ways(seed, number))
     missed: collections.Counter[int] = collections.Counter()
     idle = list(harnesses)
     lives: dict[concurrent.futures.Future[Case], tuple[Harness, int]] = {}

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import ALL_CLUSTERS, publish
 from dev.kubernetes import KubernetesCluster
-from dev.spark import StandaloneCluster, archived_classes, ensure_spark
+from dev.spark import SMALL_JVM, StandaloneCluster, archived_classes, ensure_spark
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
 from tests.crash.boundaries import (
@@ -85,6 +85,11 @@ class Series:
     backend: str
     kind: str
 
+    @property
+    def one_way(self) -> bool:
+        """Whether one way to die is drawn for each boundary: of lives that are long, or only show what is seen."""
+        return self.backend.startswith("upstream") or (self.kind == "whole" and self.backend.startswith("submit"))
+
     def lives(self, file: Path) -> list[Case]:
         """Return those that were written down: an earlier run may have been broken off."""
         return [case for case in read(file) if (case.backend, case.kind) == (self.backend, self.kind)]
@@ -114,8 +119,7 @@ class Series:
                 environment = {name: value for name, value in os.environ.items() if name.startswith("AIRFLOW__")}
                 whole = stack.enter_context(WholeAirflow(backends, home, environment))
                 harnesses = [Harness(place, interposer, whole) for place, interposer in backends]
-                # With spark-submit, whose lives are long, one way for each boundary.
-                yield from singles_side_by_side(harnesses, seed if self.backend.startswith("submit") else None)
+                yield from singles_side_by_side(harnesses, seed if self.one_way else None)
             else:
                 harness = stack.enter_context(in_process(*backends[0], server))
                 harnesses = [harness]
@@ -123,7 +127,8 @@ class Series:
                     yield from harness.slices(_SLICE, 1 + len(self.lives(file)))
                 elif self.kind != "pairs":
                     tried = collections.Counter(map(_boundary, self.lives(file)))
-                    yield from harness.singles(1 + max((n for n in tried if tried[n] == len(Way)), default=0))
+                    over = (number for number in tried if tried[number] >= (1 if self.one_way else len(Way)))
+                    yield from harness.singles(1 + max(over, default=0), seed if self.one_way else None)
                 else:
                     yield from self._pairs(harness, seed, until, file)
             for harness in harnesses:
@@ -290,7 +295,7 @@ def _live(options: argparse.Namespace, directory: Path, file: Path) -> bool:
             if name in wanted or (submits and name == "kubernetes"):  # which has to do with the environment
                 stack.enter_context(getattr(clusters, name))
         os.environ.update(clusters.environment() if submits else {})
-        os.environ["SPARK_SUBMIT_OPTS"] = classes
+        os.environ["SPARK_SUBMIT_OPTS"] = f"{SMALL_JVM} {classes}"
         log = directory / "log"
         first = [Series(name, "singles") for name in options.backends if "singles" in options.series]
         first += [
