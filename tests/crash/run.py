@@ -62,10 +62,11 @@ _TITLES = {
     "upstream_kubernetes": "Kubernetes, upstream's operator",
     "upstream_standalone": "standalone, upstream's operator",
 }
+_ALL_WAYS = ", in three ways"
 _SERIES = {
-    "singles": "the task's process, at each boundary, in three ways",
+    "singles": f"the task's process, at each boundary{_ALL_WAYS}",
     "whole": "the same, a worker or a triggerer, on a whole Airflow",
-    "cluster": "the cluster's server, at each request to it, in three ways",
+    "cluster": f"the cluster's server, at each request to it{_ALL_WAYS}",
     "forgetful": "the same, and it has no memory",
     "slices": f"the task's process, each {_SLICE * 1000:.0f} ms of spark-submit's life",
     "pairs": "the task's process twice, drawn",
@@ -222,6 +223,8 @@ def table(cases: Sequence[Case]) -> list[str]:
             present = sum(bool(case.left and case.left[0]) for case in of)
             bound = f"{300 / len(of):.1f} %" if not each and not any(broken) else ""
             limits = sum(bool(case.limits) for case in of)
+            if each and max(collections.Counter(map(_boundary, of)).values()) == 1:
+                title = f"{title.removesuffix(_ALL_WAYS)}, in one way"
             row = [boundaries, len(of), deaths, present, *broken, limits, bound]
             rows.append(f"| {_TITLES[name]} | {title} | {' | '.join(map(str, row))} |")
     return rows
