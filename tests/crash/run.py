@@ -232,10 +232,14 @@ def table(cases: Sequence[Case]) -> list[str]:
 
 def _complete(name: str, kind: str, cases: Sequence[Case]) -> bool:
     """Whether a backend's boundaries were gone through until there was none left."""
-    of = [case for case in cases if (case.backend, case.kind) == (name, kind)]
-    tried = collections.Counter(map(_boundary, of))
-    missed = collections.Counter(_boundary(case) for case in of if not case.reached)
-    return any(missed[number] == tried[number] == max(tried.values()) for number in missed)
+    ways, reached = collections.defaultdict(set), set()
+    for case in cases:
+        if (case.backend, case.kind) == (name, kind):
+            ways[_boundary(case)].add(case.plan[0].partition("/")[2])
+            if case.reached:
+                reached.add(_boundary(case))
+    tried = max(map(len, ways.values()), default=0)
+    return any(len(ways[number]) == tried for number in ways.keys() - reached)
 
 
 def _boundary(case: Case) -> int:
