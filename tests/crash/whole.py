@@ -115,9 +115,8 @@ class WholeAirflow:
     def kill_triggerer(self, name: str) -> None:
         """Kill -9 a triggerer."""
         with self._triggerers:
-            for triggerer in self.airflow.triggerers:
-                if triggerer.name == name:
-                    triggerer.kill()
+            (triggerer,) = (triggerer for triggerer in self.airflow.triggerers if triggerer.name == name)
+            triggerer.kill()
 
     def revive_triggerers(self) -> None:
         """Start those again that are dead."""
@@ -229,7 +228,7 @@ class WholeLife:
     def live(self, deadline: float, *, at_death: Callable[[], None]) -> str:
         """Wait for the task's end, and return its state; see to what an outside world would do after each death."""
         interposer, place = self._place.interposer, self._place
-        place.has_process, place.given_up = False, False
+        place.has_process, place.given_up, place.triggerer = False, False, ""
         until, deaths, follows = time.monotonic() + deadline * processes.patience, 0, False
         while True:
             ti, state, self.tries, triggerer = self._instance()
