@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import ALL_CLUSTERS, publish
 from dev.kubernetes import KubernetesCluster
+from dev.processes import descendants
 from dev.spark import SMALL_JVM, StandaloneCluster, archived_classes, ensure_spark
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
@@ -165,6 +166,7 @@ def read(file: Path) -> list[Case]:
 
 def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, until: float) -> None:
     """Run a series in this process, which has just been forked and has not imported Airflow."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # nobody else ends it
     with log.open("ab") as output:
         os.dup2(output.fileno(), 1)
@@ -187,8 +189,21 @@ def _start(series: Series, *arguments: Any) -> BaseProcess:
 
 def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[[Series], BaseProcess]) -> bool:
     """Run series, a few at a time; tell of each life. Return whether all of them came to their end."""
-    waiting, well, told = collections.deque(every), True, len(read(file))
+    waiting = collections.deque(every)
     running: list[BaseProcess] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_kill_with_all_children, running)
+        return _run_until_all_are_over(waiting, running, at_once, file, start)
+
+
+def _run_until_all_are_over(
+    waiting: collections.deque[Series],
+    running: list[BaseProcess],
+    at_once: int,
+    file: Path,
+    start: Callable[[Series], BaseProcess],
+) -> bool:
+    well, told = True, len(read(file))
     while waiting or running:
         while waiting and len(running) < at_once:
             if not waiting[0].is_over(file):
@@ -205,6 +220,15 @@ def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[
             print(f"{case.seconds:6.1f} s  {case}", flush=True)
         told = len(cases)
     return well
+
+
+def _kill_with_all_children(running: Sequence[BaseProcess]) -> None:
+    """End what is broken off, and the processes of tasks, which nobody else would end."""
+    for process in running:
+        if process.pid is not None:
+            for pid in (process.pid, *descendants(process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def table(cases: Sequence[Case]) -> list[str]:
@@ -258,6 +282,7 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     options.backends = options.backends or BACKENDS
     if unknown := set(options.backends) - set(BACKENDS):
         parser.error(f"there is no {', '.join(unknown)}")
