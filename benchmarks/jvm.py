@@ -53,11 +53,7 @@ def main() -> int:
                 for name, way in ways.items():
                     measured[name].append(_measure(clusters, cluster, way))
             lines += [_line(f"{_LABELS[cluster]}: {name}", results[1:]) for name, results in measured.items()]
-    publish(
-        "jvm",
-        lines,
-        versions=ALL_CLUSTERS,
-    )
+    publish("jvm", lines, versions=ALL_CLUSTERS)
     return 0
 
 

@@ -243,9 +243,7 @@ def test_a_pool_that_counts_deferred_tasks_holds_jobs_back(stage: Stage, run: Ca
 
 @together
 def test_the_example_of_a_pool(stage: Stage, run: Callable[..., Run]) -> None:
-    connection = stage.pod_cluster.connection()
-    body = {**connection, "connection_id": "spark_kubernetes", "extra": json.dumps(connection["extra"])}
-    stage.airflow.api("POST", "/connections", body)
+    stage.airflow.connect("spark_kubernetes", stage.pod_cluster.connection())
     set_pool(stage, "spark_drivers", 2, include_deferred=True)
     job = run(
         "durable_spark_pool_example", task="region", image="localhost/spark:test", application=f"local://{REGION}"

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import ALL_CLUSTERS, publish
 from dev.kubernetes import KubernetesCluster
-from dev.processes import descendants
+from dev.processes import _signal, descendants
 from dev.spark import SMALL_JVM, StandaloneCluster, archived_classes, ensure_spark
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
@@ -189,46 +189,28 @@ def _start(series: Series, *arguments: Any) -> BaseProcess:
 
 def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[[Series], BaseProcess]) -> bool:
     """Run series, a few at a time; tell of each life. Return whether all of them came to their end."""
-    waiting = collections.deque(every)
+    waiting, well, told = collections.deque(every), True, len(read(file))
     running: list[BaseProcess] = []
-    with contextlib.ExitStack() as stack:
-        stack.callback(_kill_with_all_children, running)
-        return _run_until_all_are_over(waiting, running, at_once, file, start)
-
-
-def _run_until_all_are_over(
-    waiting: collections.deque[Series],
-    running: list[BaseProcess],
-    at_once: int,
-    file: Path,
-    start: Callable[[Series], BaseProcess],
-) -> bool:
-    well, told = True, len(read(file))
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            if not waiting[0].is_over(file):
-                running.append(start(waiting[0]))
-            waiting.popleft()
-        if running:
-            running[0].join(1)
-        for process in [process for process in running if not process.is_alive()]:
-            running.remove(process)
-            well = well and process.exitcode == 0
-            print(f"{process.name} ended with {process.exitcode}", flush=True)
-        cases = read(file)
-        for case in cases[told:]:
-            print(f"{case.seconds:6.1f} s  {case}", flush=True)
-        told = len(cases)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                if not waiting[0].is_over(file):
+                    running.append(start(waiting[0]))
+                waiting.popleft()
+            if running:
+                running[0].join(1)
+            for process in [process for process in running if not process.is_alive()]:
+                running.remove(process)
+                well = well and process.exitcode == 0
+                print(f"{process.name} ended with {process.exitcode}", flush=True)
+            cases = read(file)
+            for case in cases[told:]:
+                print(f"{case.seconds:6.1f} s  {case}", flush=True)
+            told = len(cases)
+    finally:  # broken off: nobody else would end the processes of their tasks
+        for pid in [process.pid for process in running if process.pid is not None]:
+            _signal(descendants(pid), signal.SIGKILL)
     return well
-
-
-def _kill_with_all_children(running: Sequence[BaseProcess]) -> None:
-    """End what is broken off, and the processes of tasks, which nobody else would end."""
-    for process in running:
-        if process.pid is not None:
-            for pid in (process.pid, *descendants(process.pid)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
 
 def table(cases: Sequence[Case]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dev.processes import wait_until
+from tests.airflow.backdoor import miss_heartbeat
 from tests.clusters import spark_submits
 from tests.crash.boundaries import Case, Harness, backend, usual
 from tests.crash.inprocess import TASK
@@ -92,7 +93,7 @@ def test_a_spark_submit_that_wakes_up_late_leaves_one_job(stage: Stage) -> None:
     process.freeze()
 
     def retried() -> bool:
-        stage.whole.miss_heartbeat(old.id)
+        miss_heartbeat(stage.whole.postgres, old.id)
         return airflow.task(*key).try_number > old.try_number
 
     wait_until(retried, 60, "the retry", interval=0.5)

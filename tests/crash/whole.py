@@ -18,7 +18,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import signal
 import threading
@@ -31,8 +30,9 @@ from dev import processes
 from dev.airflow import IMPATIENT
 from dev.airflow import Airflow as Servers
 from dev.postgres import Postgres
-from dev.processes import free_port, process
+from dev.processes import _signal, free_port, process
 from dev.proxy import Proxy, Request
+from tests.airflow.backdoor import miss_heartbeat
 from tests.crash.inprocess import TASK, Stuck
 
 if TYPE_CHECKING:
@@ -107,11 +107,6 @@ class WholeAirflow:
         self.airflow.trigger(place, conf=conf, run=run)
         return WholeLife(self, self._places[place], run)
 
-    def miss_heartbeat(self, ti_id: str) -> None:
-        """Make the last heartbeat of a try so old that Airflow gives it up; again, if one was still on its way."""
-        too_old = "UPDATE task_instance SET last_heartbeat_at = now() - interval '1 hour' WHERE id = %(id)s"
-        self.postgres.query(too_old, id=ti_id)
-
     def kill_triggerer(self, name: str) -> None:
         """Kill -9 a triggerer."""
         with self._triggerers:
@@ -179,9 +174,7 @@ class _Place:
             # One that has nothing more to do than wait for the next task may hold the lock of their queue.
             both = "Airflow: " in said and not self._last
             self.given_up = both and bool(supervisor)
-            for pid in (supervisor, runner) if self.given_up else (runner,):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal([supervisor, runner] if self.given_up else [runner], signal.SIGKILL)
 
         self.interposer.watch(runner, kill)
 
@@ -249,7 +242,7 @@ class WholeLife:
                 follows = True
             place.triggerer = triggerer or place.triggerer
             if place.given_up and state == "running":
-                self._whole.miss_heartbeat(ti)
+                miss_heartbeat(self._whole.postgres, ti)
             time.sleep(_LOOK)
 
     def store(self) -> Mapping[str, Any]:
