@@ -97,10 +97,10 @@ class Follower:
 
 @asynccontextmanager
 async def following(
-    make_hook: Callable[[], JobHook], *jobs: JobRef, interval: float = 0.5
+    make_hook: Callable[[], JobHook], *jobs: JobRef, interval: float = 0.5, key: FeedKey | None = None
 ) -> AsyncIterator[list[Follower]]:
-    """Follow jobs on one feed."""
-    key = FeedKey(hook="tests", conn_id=new_token(), cluster=())
+    """Follow jobs on one feed: a new one, or the one of this key."""
+    key = key or FeedKey(hook="tests", conn_id=new_token(), cluster=())
     async with AsyncExitStack() as stack:
         yield [
             Follower(await stack.enter_async_context(join(key, job, make_hook=make_hook, interval=interval)))

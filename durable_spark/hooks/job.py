@@ -151,8 +151,9 @@ class JobHook(BaseHook, abc.ABC):
         """
         Yield what is learnt of the followed jobs, for as long as it is iterated.
 
-        Polls on an interval; a cluster that can be watched overrides it. An exception ends the
-        iteration: the feed backs off and calls it again.
+        Polls on an interval; a cluster that can be watched overrides it. Of a job that ``followed.jobs()`` has named
+        before without a gap, only what is new need be told. An exception ends the iteration: the feed backs off and
+        calls it again, and is then told of each job anew.
         """
         while True:
             if jobs := followed.jobs():

@@ -200,6 +200,11 @@ class Feed:
         self._feeds = {key: self} if feeds is None else feeds
         self._make_hook = make_hook
         self._subscriptions: dict[JobRef, tuple[Subscription, ...]] = {}
+        self._left: dict[JobRef, JobStatus | None] = {}
+        """
+        The last word of jobs that nobody follows any more, until the stream asks which there are. To it one that comes
+        back before is none that is new, and what it has said of it once it need not say again.
+        """
         self._intervals: Counter[float | None] = Counter()
         self._newcomer = asyncio.Event()
         self._context = contextvars.Context()  # of all timers, each of which would keep one of its own
@@ -213,6 +218,7 @@ class Feed:
     def jobs(self) -> Collection[JobRef]:
         """Return the jobs to follow now."""
         self._newcomer.clear()
+        self._left.clear()
         self._asked_at = time.monotonic()
         self._gauge()  # not at each leave: when thousands leave at once, that is what takes their time
         return list(self._subscriptions)
@@ -237,7 +243,8 @@ class Feed:
         :param interval: seconds between two polls, or ``None`` for what the connection says.
         """
         group = self._subscriptions.get(job, ())
-        known = next((s.status for s in group if s.status is not None and s.status.state is not JobState.ABSENT), None)
+        heard = [subscription.status for subscription in group] or [self._left.pop(job, None)]
+        known = next((status for status in heard if status is not None and status.state is not JobState.ABSENT), None)
         subscription = Subscription(self, job, interval, known)
         self._subscriptions[job] = (*group, subscription)
         self._intervals[subscription.interval] += 1
@@ -253,6 +260,7 @@ class Feed:
             self._subscriptions[job] = rest
         else:
             del self._subscriptions[job]
+            self._left[job] = subscription.status
         self._intervals[interval] -= 1
         if not self._intervals[interval]:
             del self._intervals[interval]
@@ -329,6 +337,8 @@ class Feed:
         for number, (job, status) in enumerate(statuses.items(), start=1):
             for subscription in self._subscriptions.get(job, ()):
                 told += subscription._hear(status, now)
+            if job in self._left:
+                self._left[job] = status
             if told >= _TOLD_AT_ONCE or not number % _HEARD_AT_ONCE:
                 told = 0
                 await asyncio.sleep(0)

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
 __all__ = ["open_gate"]
 
 
-def open_gate(run: Run) -> None:
-    """Let the jobs of a run end that wait for the file of its ID."""
+def open_gate(run: Run, *, of: str = "") -> None:
+    """
+    Let the jobs of a run end that wait for the file of its ID.
+
+    :param of: what ends its name, for what else in the run waits for a file.
+    """
     gates = run.stage.airflow.home / "gates"
     gates.mkdir(exist_ok=True)
-    (gates / run.id).touch()
+    (gates / f"{run.id}{of}").touch()

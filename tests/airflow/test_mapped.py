@@ -11,7 +11,6 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -222,7 +221,7 @@ def test_cleared_and_moved_before_the_list_is_made_again(stage: Stage, run: Call
         late.thaw()
     job.run.wait_until_said("invoking on_kill", map_index=0, deadline=60)
     job.run.wait_until_said("its task is no_status", map_index=0, deadline=30)
-    Path(stage.airflow.home, "gates", f"{job.run.id}-2").touch()
+    open_gate(job.run, of="-2")  # for the list
     job.wait("deferred", try_number=2)
     assert "Reconnecting to existing job" in job.log(0, 2)
     open_gate(job.run)

@@ -18,7 +18,8 @@ from dev.kubernetes import KubernetesCluster
 from durable_spark.hooks import _http
 from durable_spark.hooks._kubernetes_watch import Watches
 from durable_spark.hooks.kubernetes import KubernetesHook
-from durable_spark.jobs import JobRef, JobState
+from durable_spark.jobs import JobRef, JobState, new_token
+from durable_spark.triggers.feed import FeedKey
 from tests.conftest import require
 from tests.kubernetes import shell_job
 from tests.submitting import Follower, following, submit, until
@@ -208,6 +209,25 @@ async def test_history_that_is_gone_is_listed_anew(
         await follower.until(JobState.RUNNING, deadline=20)
     assert lists == 2
     pods_at_rest.delete_pod(name_of(job), 0)
+
+
+async def test_followed_anew_after_an_end_that_the_watch_has_told_already(
+    pods_at_rest: KubernetesCluster, make_hook: MakeHook
+) -> None:
+    """As after a clear: the old try's trigger has left, the new one's comes before the feed looks round again."""
+    hook, key = make_hook(), FeedKey(hook="tests", conn_id=new_token(), cluster=())
+    jobs = [(await submit(hook, shell_job("exit 0")))[1] for _ in range(2)]
+    job, other = jobs
+    async with following(make_hook, other, interval=60, key=key) as (after,):
+        async with following(make_hook, job, interval=60, key=key) as (old,):
+            await old.until(JobState.PENDING)
+        pods_at_rest.patch_status(name_of(job), terminated("Succeeded", 0))
+        pods_at_rest.patch_status(name_of(other), RUNNING)
+        await after.until(JobState.RUNNING)  # one watch tells of both in their order
+        async with following(make_hook, job, interval=60, key=key) as (new,):
+            await new.until(JobState.SUCCEEDED, deadline=20)
+    for each in jobs:
+        pods_at_rest.delete_pod(name_of(each), 0)
 
 
 async def test_hung_no_end_is_lost(kubernetes_cluster: KubernetesCluster, make_impatient_hook: MakeHook) -> None:

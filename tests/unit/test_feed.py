@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +21,7 @@ from durable_spark.triggers.feed import FeedKey, Subscription, join
 from tests.unit.tries import MemoryHook
 
 if TYPE_CHECKING:
-    from durable_spark.hooks.job import JobHook
+    from durable_spark.hooks.job import Followed, JobHook
 
 KEY = FeedKey(hook="tests.PolledHook", conn_id="here", cluster=("service://one",))
 INTERVAL = 0.02
@@ -58,6 +58,29 @@ class PolledHook(MemoryHook):
         if self.errors:
             raise self.errors.pop(0)
         return {job: JobStatus(job=job, state=self.states.get(job.id, JobState.ABSENT)) for job in jobs}
+
+
+class WatchingHook(PolledHook):
+    """Says of a job that it was asked for before only what is new, and that at once, as a watch does."""
+
+    news: asyncio.Queue[JobStatus]
+
+    async def follow(self, followed: Followed) -> AsyncGenerator[Mapping[JobRef, JobStatus], None]:
+        shown: set[JobRef] = set()
+        while True:
+            jobs = set(followed.jobs())
+            yield await self.poll(jobs - shown)
+            shown = jobs
+            pausing = asyncio.ensure_future(followed.pause())
+            try:
+                while not pausing.done():
+                    get = asyncio.ensure_future(self.news.get())
+                    await asyncio.wait([get, pausing], return_when=asyncio.FIRST_COMPLETED)
+                    if get.done():
+                        yield {get.result().job: get.result()}
+                    get.cancel()
+            finally:
+                pausing.cancel()
 
 
 @pytest.fixture
@@ -195,6 +218,37 @@ async def test_another_cluster_is_an_outage_not_an_absence(hook: type[PolledHook
         assert "service://elsewhere" in subscription.outage.error
         assert "service://one" in subscription.outage.error
         assert not hook.polls
+
+
+@pytest.mark.parametrize("ended", ["while it was followed", "while nobody followed it", "before it was asked for"])
+async def test_who_comes_anew_is_told_whatever_was_told_to_others(
+    hook: type[PolledHook], monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    """A job is let go of and followed again before the stream asks which there are: to the stream it is an old one."""
+    monkeypatch.setattr(feed_module, "_NEWCOMER_PAUSE", 0.2)
+
+    class Watching(WatchingHook, hook):  # type: ignore[misc, valid-type]
+        news: asyncio.Queue[JobStatus] = asyncio.Queue()
+
+    hook.states = {"job": JobState.RUNNING, "other": JobState.RUNNING}
+    end = JobStatus(job=JobRef("job"), state=JobState.SUCCEEDED)
+    async with follow(Watching, "other", interval=60) as other:
+        await state(other)
+        async with follow(Watching, "job", interval=60) as before:
+            await state(before)
+            if ended == "while it was followed":
+                Watching.news.put_nowait(end)
+                assert await state(before) is JobState.SUCCEEDED
+        if ended == "while nobody followed it":
+            Watching.news.put_nowait(end)
+            Watching.news.put_nowait(JobStatus(job=JobRef("other"), state=JobState.RUNNING, raw="a line after it"))
+            await state(other)
+        async with follow(Watching, "job", interval=60) as anew:
+            if ended == "before it was asked for":
+                assert await state(anew) is JobState.RUNNING
+                Watching.news.put_nowait(end)
+            assert await state(anew) is JobState.SUCCEEDED
+        assert len(Watching.polls) < 5
 
 
 async def test_the_last_to_leave_leaves_nothing(hook: type[PolledHook]) -> None:
