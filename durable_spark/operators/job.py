@@ -631,7 +631,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return
         job = record.job
         status = self._poll_or_none(job)
-        if status is not None and (found := self._successor(context, record, status)) is not None:
+        if status is not None and (found := self._successor(context, record, status, submits=True)) is not None:
             job, status = found.status.job, found.status
             record = record.moved_to(job)
         if status is not None and status.state.final:
@@ -679,9 +679,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             try:
                 self._kill_noted(context, job)
                 status = talk.run(talk.hook.poll([job]))[job]
-                if status.state is JobState.RELAUNCHED and self._record is not None:
-                    found = talk.run(talk.hook.find(self._record.submission))
-                    if isinstance(found, Found) and found.status.job != job:
+                if status.state in (JobState.RELAUNCHED, JobState.ABSENT) and self._record is not None:
+                    found = self._found(self._record.submission)
+                    if found is not None and found.status.job != job:
                         job = found.status.job
                         self._record = self._record.moved_to(job)
                         continue
@@ -720,6 +720,16 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             except RequestRefused as error:  # it may be another user's, who has copied our labels
                 self.log.error("%s could not be killed, look at it yourself: %s", younger, error)
         return found
+
+    def _found(self, submission: Submission) -> Found | None:
+        """Return the submission's job; ``None`` if it is proven absent, or whether there is one can never be told."""
+        try:
+            found = self._conversing.run(self._conversing.hook.find(submission))
+        except SubmissionUncertain as error:
+            if not error.permanent:
+                raise
+            return None
+        return found if isinstance(found, Found) else None
 
     def _kill(self, job: JobRef) -> None:
         """Kill a job whose end nobody waits for."""
@@ -807,22 +817,27 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         record = self._recorded
         assert record.job is not None  # noqa: S101 the mixin asks only for a job that it was given
         status = self._poll_or_none(record.job)
-        found = self._successor(context, record, status) if status is not None else None
+        submits = self.on_lost == "resubmit"
+        found = self._successor(context, record, status, submits=submits) if status is not None else None
         if found is None:
             return status
         self._save(context, record.moved_to(found.status.job))
         return found.status
 
-    def _successor(self, context: Context, record: Record, status: JobStatus) -> Found | None:
-        """Return the job that the cluster itself started in the place of one that was relaunched, or is not known."""
+    def _successor(self, context: Context, record: Record, status: JobStatus, *, submits: bool) -> Found | None:
+        """
+        Return the job that the cluster itself started in the place of one that was relaunched, or is not known.
+
+        :param submits: whether a new submission follows if there is none.
+        """
         if status.state not in (JobState.RELAUNCHED, JobState.ABSENT):
             return None
         try:
             found = self._find(context, record)
         except (ClusterError, SubmissionUncertain) as error:
             passing = not (isinstance(error, SubmissionUncertain) and error.permanent)
-            if passing and status.state is JobState.ABSENT and self.on_lost == "resubmit":
-                raise  # the next try looks again, rather than submit beside a successor
+            if passing and status.state is JobState.ABSENT and submits:
+                raise  # it is looked for again, rather than submitted beside
             self.log.info("Whether %s has a successor cannot be told: %s", status.job, error)
             return None
         return found if found is not None and found.status.job != status.job else None

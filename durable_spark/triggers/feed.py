@@ -265,6 +265,7 @@ class Feed:
         if not self._intervals[interval]:
             del self._intervals[interval]
         if not self._subscriptions:
+            self._left.clear()  # a new stream tells of each anew
             self._gauge()
             await self._stop()
 

@@ -444,13 +444,16 @@ class JobTrigger(BaseTrigger):
             if (status := subscription.status) is not None:
                 if status.state is not JobState.ABSENT:  # of that there is more to say
                     await said.status(status, beside=subscription.beside)
-                if status.state in (JobState.KILLED, JobState.ABSENT) and (noted := await self._noted_end(status)):
+                absent = status.state is JobState.ABSENT
+                if absent and await self._found_successor():
+                    return None
+                if (absent or status.state is JobState.KILLED) and (noted := await self._noted_end(status)):
                     return noted
                 if status.state.final:
                     another = await self._another_is_the_job(at_its_end=True)
                     return None if another else self._event(status.state.value, status)
-                if status.state is JobState.ABSENT:
-                    return None if await self._found_successor() else self._lost(subscription)
+                if absent:
+                    return self._lost(subscription)
             if (due := self._deadline_due(subscription)) is not None and time.time() >= due:
                 if (event := await self._end_at_deadline(subscription.status)) is not None:
                     return event

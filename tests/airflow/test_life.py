@@ -36,11 +36,9 @@ def test_deferred_with_its_slot_free(stage: Stage, run: Callable[..., Run]) -> N
     worker, *triggerers = (f"{text}\n" for _, text in sorted(life.told().items()))
     running, finished = (f"{driver.id} is {end}\n" for end in ("RUNNING", "FINISHED"))
     assert (worker.count(running), worker.count(finished)) == (0, 1)
-    told = [(text.count(running), text.count(finished)) for text in triggerers]
-    assert (1, 1) in told
-    assert set(told) <= {(1, 0), (1, 1)}, (
-        "each says it once: there are two if the first one was too busy for a heartbeat"
-    )
+    for line in (running, finished):  # there are two triggerers if the first one was too busy for a heartbeat
+        said = [text.count(line) for text in triggerers]
+        assert max(said) == 1, "each says it once, if it follows the job for long enough"
 
 
 @together

@@ -12,8 +12,9 @@ that takes whatever it is sent (standalone, YARN behind ``spark-submit``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from durable_spark.hooks.job import JobHook
@@ -32,8 +33,13 @@ from durable_spark.jobs import (
 )
 
 if TYPE_CHECKING:
+    from durable_spark.hooks.job import Followed
     from tests.model.clock import Clock
 
+NEIGHBOUR = JobRef("neighbour")
+"""Somebody else's job, which runs for ever."""
+LOOKS_EVERY = 1.0
+"""Seconds after which a stream that tells only what is new has seen it."""
 SETTLES_IN = 5.0
 """Seconds after an intent in which a cluster without names of ours does not prove an absence."""
 
@@ -75,11 +81,13 @@ class Cluster:
 
     :param clock: the time.
     :param names_jobs: whether a job's name is made of its token.
+    :param watched: whether its hook tells of a followed job only what is new, as soon as it can.
     """
 
-    def __init__(self, clock: Clock, *, names_jobs: bool) -> None:
+    def __init__(self, clock: Clock, *, names_jobs: bool, watched: bool = False) -> None:
         self.clock = clock
         self.names_jobs = names_jobs
+        self.watched = watched
         self.jobs: list[Job] = []
         self.on_their_way: list[Request] = []
         self.reachable = True
@@ -156,11 +164,17 @@ class Cluster:
         job = self.job(ref)
         if self.recovering:
             state = JobState.UNKNOWN
+        elif ref == NEIGHBOUR:
+            state = JobState.RUNNING
         elif job is None:
             state = JobState.ABSENT
         else:
             state = job.told if self.stale else job.state
-        return JobStatus(job=ref, state=state, raw=state.name)
+        return _gone(ref) if state is JobState.ABSENT else JobStatus(job=ref, state=state, raw=state.name)
+
+
+def _gone(job: JobRef) -> JobStatus:
+    return JobStatus(job=job, state=JobState.ABSENT)
 
 
 class SimulatedHook(JobHook):
@@ -228,8 +242,30 @@ class SimulatedHook(JobHook):
         self.world.ask("poll")
         if self.world.blind_polls and not self.world.recovering:
             self.world.blind_polls -= 1
-            return {job: JobStatus(job=job, state=JobState.ABSENT) for job in jobs}
+            return {job: _gone(job) for job in jobs}
         return {job: self.world.status(job) for job in jobs}
+
+    async def follow(self, followed: Followed) -> AsyncGenerator[Mapping[JobRef, JobStatus], None]:
+        if not self.world.watched:
+            async with contextlib.aclosing(super().follow(followed)) as polls:
+                async for statuses in polls:
+                    yield statuses
+        shown: dict[JobRef, JobStatus] = {}
+        while True:
+            jobs = followed.jobs()
+            statuses = await self.poll(jobs)
+            yield {job: status for job, status in statuses.items() if shown.get(job) != status}
+            shown = {job: status for job, status in statuses.items() if status.state is not JobState.ABSENT}
+            pause = asyncio.ensure_future(followed.pause())
+            try:
+                while not (await asyncio.wait([pause], timeout=LOOKS_EVERY))[0]:
+                    statuses = await self.poll(list(shown))
+                    news = {job: status for job, status in statuses.items() if status not in (shown[job], _gone(job))}
+                    shown.update(news)
+                    if news:
+                        yield news
+            finally:
+                pause.cancel()
 
     async def kill(self, job: JobRef) -> None:
         self.world.ask("kill")

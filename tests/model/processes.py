@@ -19,9 +19,11 @@ from typing import Any
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 
+from durable_spark.triggers.feed import Subscription
 from tests.model.clock import Clock, Loop
 from tests.unit.tries import Died, TaskInstance, Try
 
+Neighbour = Callable[[], contextlib.AbstractAsyncContextManager[Subscription]]
 Until = int | str | None
 LAST = 300
 """Effects after which a process that goes on is stopped all the same: it waits for something."""
@@ -110,13 +112,25 @@ class Worker(Process):
 
 
 class Triggerer(Process):
-    """A triggerer process, and the triggers that it runs. Of ours, there is one at a time."""
+    """
+    A triggerer process, and the triggers that it runs: of ours one, and those that it is to let go of.
 
-    def __init__(self, airflow: Processes) -> None:
+    :param neighbour: joins the feed for somebody else's trigger, so that the feed outlives ours.
+    """
+
+    def __init__(self, airflow: Processes, neighbour: Neighbour | None = None) -> None:
         self.airflow = airflow
         self.loop = Loop(airflow.clock)
         self.trigger: Any = None
         self.task: asyncio.Task[Any] | None = None
+        self.unwanted: list[tuple[Any, asyncio.Task[Any] | None]] = []
+        """What it does not know yet that it is to let go of: a newer trigger of the task may run beside it."""
+        self._neighbours = self.loop.create_task(self._follow(neighbour)) if neighbour else None
+
+    async def _follow(self, neighbour: Neighbour) -> None:
+        async with neighbour() as subscription:
+            while True:
+                await subscription.changed(None)
 
     def start(self, deferral: TaskDeferred) -> None:
         """Run a trigger, made of what Airflow has stored of it."""
@@ -143,17 +157,26 @@ class Triggerer(Process):
             return task.result()
         return None
 
-    def let_go(self) -> None:
-        """Do what Airflow does with a trigger that it is not to run any more: cancel it, then call ``on_kill``."""
-        task, trigger, self.task = self.task, self.trigger, None
-        if trigger is None:
-            return
-        with self._running():
-            if task is not None:
-                task.cancel()
-                self.loop.run_until_complete(asyncio.wait([task]))
-            self.loop.run_until_complete(trigger.on_kill())
-        self.trigger = None
+    def set_aside(self) -> None:
+        """Have no trigger of the task; the one it runs it is to let go of, once it learns that."""
+        if self.trigger is not None:
+            self.unwanted.append((self.trigger, self.task))
+        self.trigger = self.task = None
+
+    def let_go(self) -> set[str]:
+        """
+        Do what Airflow does with triggers that it is not to run any more: cancel them, then call ``on_kill``.
+
+        :return: the tokens of their submissions.
+        """
+        unwanted, self.unwanted = self.unwanted, []
+        for trigger, task in unwanted:
+            with self._running():
+                if task is not None:
+                    task.cancel()
+                    self.loop.run_until_complete(asyncio.wait([task]))
+                self.loop.run_until_complete(trigger.on_kill())
+        return {trigger._args.submission.token for trigger, _ in unwanted}
 
     def kill(self) -> None:
         """Kill it. No time passes, and nothing that it does now has an effect."""

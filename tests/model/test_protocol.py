@@ -19,7 +19,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
@@ -43,9 +43,12 @@ from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import feed as feed_module
 from durable_spark.triggers import job as trigger_module
 from tests.model.clock import Clock, Loop
-from tests.model.cluster import Cluster, Job, SimulatedHook
-from tests.model.processes import ModelInstance, Processes, Triggerer, Until, Worker
+from tests.model.cluster import NEIGHBOUR, Cluster, Job, SimulatedHook
+from tests.model.processes import ModelInstance, Neighbour, Processes, Triggerer, Until, Worker
 from tests.unit.tries import Died
+
+if TYPE_CHECKING:
+    from durable_spark.triggers.feed import Subscription
 
 STEPS, A_FEW_STEPS = 100_000, 1_500
 LONG = 50
@@ -86,6 +89,7 @@ class Protocol(RuleBasedStateMachine):
         self.deferred_at = 0.0
         self.worker: Worker | None = None
         self.late: list[Worker] = []
+        self.neighbour: Neighbour | None = None
         self.triggerer = Triggerer(self.airflow)
         self.others: list[Triggerer] = []
         self.last_error: BaseException | None = None
@@ -94,7 +98,9 @@ class Protocol(RuleBasedStateMachine):
 
     @initialize(
         names_jobs=st.booleans(),
-        on_clear=st.sampled_from(["kill", "kill", "reconnect"]),
+        watched=st.booleans(),
+        alone=st.booleans(),
+        on_clear=st.sampled_from(["kill", "reconnect"]),
         on_timeout=st.sampled_from(["kill", "kill", "keep"]),
         on_kill=st.sampled_from(["kill", "kill", "keep"]),
         on_lost=st.sampled_from(["fail", "fail", "resubmit"]),
@@ -104,6 +110,8 @@ class Protocol(RuleBasedStateMachine):
     def a_task(
         self,
         names_jobs: bool,
+        watched: bool,
+        alone: bool,
         on_clear: str,
         on_timeout: str,
         on_kill: str,
@@ -111,10 +119,12 @@ class Protocol(RuleBasedStateMachine):
         deferrable: bool,
         hours: int | None,
     ) -> None:
-        self.cluster = SimulatedHook.world = Cluster(clock, names_jobs=names_jobs)
+        self.cluster = SimulatedHook.world = Cluster(clock, names_jobs=names_jobs, watched=watched)
         self.cluster.on_effect, self.cluster.on_send = self.airflow.effect, self.on_send
         self.cluster.on_kill, self.cluster.is_late = self.on_kill, self.is_late
         self.on_clear, self.on_timeout, self.on_lost, self.deferrable = on_clear, on_timeout, on_lost, deferrable
+        self.neighbour = None if alone else _follow_neighbour
+        self._new_triggerer().kill()
         self.kept = on_kill == "keep"
         self.hours = hours
         self.ti = ModelInstance(
@@ -197,6 +207,32 @@ class Protocol(RuleBasedStateMachine):
         """It runs for some time; perhaps it is killed after so many effects."""
         self._run_triggerer(seconds, fuse)
 
+    @precondition(lambda self: self.state == "deferred")
+    @rule(old=st.sampled_from([None, 0.0, 1.5, 2.5]), ends=st.booleans())
+    def a_person_clears_what_is_followed(self, old: float | None, ends: bool) -> None:
+        """
+        The triggerer that has the old try's trigger gets the new one's.
+
+        :param old: seconds for which it runs the old one, and lets go of it, before it takes up the new one; ``None``:
+            it runs both.
+        :param ends: whether the job ends meanwhile.
+        """
+        self._run_triggerer(6.0)
+        if self.state != "deferred":
+            return
+        self._clear(moves=False)
+        self._begin(None)
+        if self.state != "deferred" or old is None:
+            return
+        for job in self.cluster.running if ends else ():
+            job.state = JobState.SUCCEEDED
+        self.triggerer.run_for(old)
+        self.triggerer.let_go()
+        self._run_triggerer(120.0)
+        waits = any(job.runs or job.state is JobState.RELAUNCHED for job in self.cluster.jobs)
+        if self._is_well() and not self.cluster.stale and not waits:
+            assert self.state != "deferred", "an end that the cluster tells is not heard"
+
     def _run_triggerer(self, seconds: float, fuse: int | None = None) -> None:
         assert self.deferral is not None
         if self.triggerer.trigger is None:
@@ -223,20 +259,25 @@ class Protocol(RuleBasedStateMachine):
         assert self.deferral is not None
         if self.triggerer.trigger is None:
             self.triggerer.start(self.deferral)
-        old = self._new_triggerer()
-        old.kill() if dies else self.others.append(old)
+        if dies:
+            self._new_triggerer().kill()
+        else:
+            self._leave_trigger(moves=True)
 
-    @precondition(lambda self: self.others)
+    @precondition(lambda self: self.others or self.triggerer.unwanted)
     @rule(which=st.integers(0, 3))
-    def another_triggerer_lets_go(self, which: int) -> None:
-        """It learns that its trigger is none of its business any more, and calls ``on_kill``."""
-        triggerer = self.others.pop(which % len(self.others))
+    def a_triggerer_lets_go(self, which: int) -> None:
+        """It learns that a trigger is none of its business any more, and calls ``on_kill``."""
+        waiting = [each for each in (*self.others, self.triggerer) if each.unwanted]
+        triggerer = waiting[which % len(waiting)]
         well = self._is_well()
         record, ended = self._record(), self.state in ("failed", "success", None)
-        triggerer.let_go()
-        triggerer.kill()
+        tokens = triggerer.let_go()
+        if triggerer in self.others:
+            self.others.remove(triggerer)
+            triggerer.kill()
         ends_it = ended and self.person_came and self.state is not None and not self.kept
-        if well and ends_it and record is not None and record.job:
+        if well and ends_it and record is not None and record.job and record.submission.token in tokens:
             left = [job for job in self.cluster.running if job.ref.id == record.job.id and job.dies_at is None]
             assert not left or self.excused, f"{left} runs on, although its task was ended while it was followed"
 
@@ -251,22 +292,24 @@ class Protocol(RuleBasedStateMachine):
             self.excused = True  # "Nothing runs between tries"
         self.state, self.person_came = state, True
         self._leave_worker(told=True)
-        if self.triggerer.trigger is not None:
-            self.others.append(self._new_triggerer())
+        self._leave_trigger(moves=False)
         self.deferral = self.resume = None
         if state is None:
             self.ti.current = None
 
     @precondition(lambda self: self.state is not None)
-    @rule()
-    def a_person_clears_it(self) -> None:
+    @rule(moves=st.booleans())
+    def a_person_clears_it(self, moves: bool) -> None:
+        """Another triggerer, or the one that still has the old trigger, is to run the new try's."""
+        self._clear(moves=moves)
+
+    def _clear(self, *, moves: bool) -> None:
         self.ti.clear()
         self.generation += 1
         self.person_came = False
         self.excused = False
         self._leave_worker(told=True)
-        if self.triggerer.trigger is not None:
-            self.others.append(self._new_triggerer())
+        self._leave_trigger(moves=moves)
         self.state, self.deferral, self.resume = "scheduled", None, None
 
     @rule(seconds=st.sampled_from([1.0, 10.0, 300.0, 4000.0]))
@@ -460,8 +503,14 @@ class Protocol(RuleBasedStateMachine):
                 worker.attempt.operator.on_kill()
             self.late.append(worker)
 
+    def _leave_trigger(self, *, moves: bool) -> None:
+        """Have the trigger, if there is one, be none of its triggerer's business any more."""
+        self.triggerer.set_aside()
+        if moves and self.triggerer.unwanted:
+            self.others.append(self._new_triggerer())
+
     def _new_triggerer(self) -> Triggerer:
-        old, self.triggerer = self.triggerer, Triggerer(self.airflow)
+        old, self.triggerer = self.triggerer, Triggerer(self.airflow, self.neighbour)
         return old
 
     def _record(self) -> Record | None:
@@ -497,6 +546,7 @@ class Protocol(RuleBasedStateMachine):
             self._run(self.late[0], None)
             if self.late and not self.late[0].ended:
                 self.late.pop(0).kill()
+        self.triggerer.let_go()
         while self.others:
             triggerer = self.others.pop()
             triggerer.let_go()
@@ -529,6 +579,12 @@ class Protocol(RuleBasedStateMachine):
         if not left or self.excused or told or self.person_came:
             return
         assert all(job.late for job in left), f"{left} runs on, and the task is {self.state}: {said}"
+
+
+def _follow_neighbour() -> contextlib.AbstractAsyncContextManager[Subscription]:
+    """Follow somebody else's job on the feed of the task's cluster."""
+    key, make_hook = trigger_module._feed_of(HOOK, "cluster", ("cluster://one",))
+    return feed_module.join(key, NEIGHBOUR, make_hook=make_hook)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
 from airflow.sdk.execution_time.timeout import timeout
 
 from dev.processes import wait_until_async
-from durable_spark.jobs import ClusterUnreachable, JobRef, JobState
+from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, SubmissionUncertain
 from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
@@ -97,6 +97,55 @@ class TestRelaunchedByTheCluster:
         instance.clear()
         instance.begin().execute()
         assert service.running == ["job-3"]
+
+    def test_after_a_clear_a_successor_that_cannot_be_told_is_not_submitted_beside(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        """Found by the model."""
+        instance.begin().execute()
+        relaunch(service, "job-1")
+        evict(service, "job-1")
+        instance.clear()
+        service.find_error = SubmissionUncertain("a worker's page is out of reach")
+        with pytest.raises(AirflowException, match="SubmissionUncertain: a worker's page"):
+            instance.begin().execute()
+        assert service.running == ["job-2"]
+        service.find_error = None
+        instance.begin().execute()
+        assert (service.running, service.kills) == (["job-3"], ["job-2"])
+
+    @pytest.mark.parametrize("end", ["cleared", "overdue"])
+    def test_relaunched_and_forgotten_while_it_is_killed_the_successor_is_killed_too(
+        self, instance: TaskInstance, service: Service, end: str
+    ) -> None:
+        first = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        first.execute()
+
+        def relaunched() -> None:
+            service.before_kill = None
+            relaunch(service, "job-1")
+            evict(service, "job-1")
+
+        service.before_kill = relaunched
+        if end == "cleared":
+            instance.clear()
+            instance.begin().execute()
+            assert service.running == ["job-3"]
+        else:
+            with pytest.raises(AirflowTaskTimeout, match="job-2 was killed and is KILLED"):
+                first.complete({**event(instance, "timeout"), "confirmed": False})
+            assert service.running == []
+        assert service.kills == ["job-1", "job-2"]
+
+    def test_one_that_can_never_be_told_is_taken_for_dead_with_the_old_job(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        instance.begin().execute()
+        evict(service, "job-1")
+        instance.clear()
+        service.find_error = SubmissionUncertain("forgotten", permanent=True)
+        instance.begin().execute()
+        assert service.running == ["job-2"]
 
     async def test_the_trigger_looks_for_it_before_it_says_lost(self, service: Service, airflow: Any) -> None:
         service.add(TOKEN)

@@ -310,10 +310,13 @@ class TestDeadline:
         fired = await asyncio.wait_for(event(trigger(deadline=time.time() + 0.05)), 5)
         assert (fired.kind, fired.message) == ("timeout", "the kill was not accepted: no answer within 0 s")
 
-    async def test_follows_a_successor(self, service: Service) -> None:
+    @pytest.mark.parametrize("forgotten", [False, True])
+    async def test_follows_a_successor(self, service: Service, forgotten: bool) -> None:
         def relaunch() -> None:
             service.before_kill, service.outlives_kills = die, True
             service.jobs["job-1"].state = JobState.RELAUNCHED
+            if forgotten:
+                service.jobs["job-1"] = Job("", "", JobState.ABSENT)
             service.add(TOKEN)
 
         def die() -> None:
