@@ -568,7 +568,7 @@ class YarnCluster(Startable):
             "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": "200",
             "yarn.resourcemanager.connect.max-wait.ms": "60000",
             "yarn.resourcemanager.connect.retry-interval.ms": "500",
-            "yarn.am.liveness-monitor.expiry-interval-ms": "60000",
+            "yarn.am.liveness-monitor.expiry-interval-ms": "600000",  # a shell never shows that it lives
             "yarn.nm.liveness-monitor.expiry-interval-ms": "30000",
             "yarn.scheduler.minimum-allocation-mb": "128",
             "yarn.scheduler.maximum-allocation-mb": "4096",
@@ -609,6 +609,7 @@ class YarnCluster(Startable):
             "yarn.nodemanager.localizer.address": f"127.0.0.1:{free_port()}",
             **self._web_address("node"),
             "yarn.nodemanager.resource.memory-mb": str(memory),
+            "yarn.nodemanager.container-executor.exit-code-file.timeout-ms": "60000",  # a busy disk may take over 2 s
             "yarn.nodemanager.vmem-check-enabled": "false",
             "yarn.nodemanager.pmem-check-enabled": "false",
             "yarn.nodemanager.local-dirs": str(self._containers),

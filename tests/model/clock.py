@@ -74,8 +74,11 @@ class Loop(asyncio.base_events.BaseEventLoop):
 
     def run_for(self, seconds: float) -> None:
         """Run whatever there is to run until that much time has passed."""
-        self.call_at(self.time() + seconds, self.stop)
-        self.run_forever()
+        stop = self.call_at(self.time() + seconds, self.stop)
+        try:
+            self.run_forever()
+        finally:
+            stop.cancel()  # it may have been ended before, by what killed its process
 
     def complete(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return what the coroutine returns."""
