@@ -455,6 +455,7 @@ class Record:
     :param verdict: of that job, once there is one.
     :param killing: whether this task has asked the cluster to kill the job: if it is gone, it was killed, not lost.
     :param unanswered: whether the cluster has answered none of these kills: a job that lives on was not killed.
+    :param resent: whether the submission was sent more than once, so that it may have made a second job.
     :param previous: earlier submissions of the task instance, the latest first.
     """
 
@@ -471,6 +472,7 @@ class Record:
     verdict: Verdict | None = None
     killing: bool = False
     unanswered: bool = False
+    resent: bool = False
     previous: tuple[PreviousSubmission, ...] = ()
 
     def lists(self, job_id: str) -> bool:
@@ -478,7 +480,7 @@ class Record:
         return (self.job is not None and self.job.id == job_id) or any(p.job_id == job_id for p in self.previous)
 
     def moved_to(self, job: JobRef) -> Record:
-        """Return the record with the job that the cluster started in the old one's place. The old ID stays listed."""
+        """Return the record with another job of its submission in the old one's place. The old ID stays listed."""
         if self.job is None or self.job.id == job.id:
             return dataclasses.replace(self, job=job)
         old = PreviousSubmission(self.submission.token, self.job.id, JobState.RELAUNCHED.value)
@@ -506,6 +508,7 @@ class Record:
             else None,
             "killing": self.killing,
             "unanswered": self.unanswered,
+            "resent": self.resent,
             "previous": [list(previous) for previous in self.previous],
         }
 
@@ -538,6 +541,7 @@ class Record:
             verdict=_verdict(value.get("verdict")),
             killing=value.get("killing") is True,
             unanswered=value.get("unanswered") is True,
+            resent=value.get("resent") is True,
             previous=tuple(map(_previous, previous)),
         )
 

@@ -194,7 +194,6 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._record: Record | None = None
         self._anew = False
         self._status: JobStatus | None = None
-        self._sent_before = False
         self._kill_requested = False
         self._mirrored: tuple[JsonValue, bool] | None = None
         self._pushed: dict[str, str] = {}
@@ -324,9 +323,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             if resend and submission.cluster_time is not None:
                 # A request of the worker that died may still arrive: its job must not look older than the intent.
                 prepared = dataclasses.replace(prepared, cluster_time=submission.cluster_time)
-            self._sent_before = resend
             previous = () if prior is None else prior.previous if resend else prior.as_previous()
-            ref = self._submit(context, job, self._record_of(context, prepared, previous=previous), span)
+            intent = dataclasses.replace(self._record_of(context, prepared, previous=previous), resent=resend)
+            ref = self._submit(context, job, intent, span)
         self._anew = False
         self._status = None
         decision, why = self._reason
@@ -679,8 +678,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             try:
                 self._kill_noted(context, job)
                 status = talk.run(talk.hook.poll([job]))[job]
-                if status.state in (JobState.RELAUNCHED, JobState.ABSENT) and self._record is not None:
-                    found = self._found(self._record.submission)
+                if self._record is not None and _may_have_another(self._record, status):
+                    found = self._found(context, self._record)
                     if found is not None and found.status.job != job:
                         job = found.status.job
                         self._record = self._record.moved_to(job)
@@ -721,15 +720,14 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 self.log.error("%s could not be killed, look at it yourself: %s", younger, error)
         return found
 
-    def _found(self, submission: Submission) -> Found | None:
-        """Return the submission's job; ``None`` if it is proven absent, or whether there is one can never be told."""
+    def _found(self, context: Context, record: Record) -> Found | None:
+        """Do the same; ``None`` also if it can never be told."""
         try:
-            found = self._conversing.run(self._conversing.hook.find(submission))
+            return self._find(context, record)
         except SubmissionUncertain as error:
             if not error.permanent:
                 raise
             return None
-        return found if isinstance(found, Found) else None
 
     def _kill(self, job: JobRef) -> None:
         """Kill a job whose end nobody waits for."""
@@ -813,7 +811,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         return status
 
     def _look(self, context: Context) -> JobStatus | None:
-        """Return the status of the recorded job, or of the one that the cluster itself started in its place."""
+        """Return the status of the recorded job, or of the one that stands in its place."""
         record = self._recorded
         assert record.job is not None  # noqa: S101 the mixin asks only for a job that it was given
         status = self._poll_or_none(record.job)
@@ -826,19 +824,20 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
 
     def _successor(self, context: Context, record: Record, status: JobStatus, *, submits: bool) -> Found | None:
         """
-        Return the job that the cluster itself started in the place of one that was relaunched, or is not known.
+        Return the job that is the submission's in the place of one that has ended, was relaunched, or is not known.
 
-        :param submits: whether a new submission follows if there is none.
+        :param submits: whether a new submission follows if there is none and the job is not known.
         """
-        if status.state not in (JobState.RELAUNCHED, JobState.ABSENT):
+        if not _may_have_another(record, status):
             return None
         try:
             found = self._find(context, record)
         except (ClusterError, SubmissionUncertain) as error:
             passing = not (isinstance(error, SubmissionUncertain) and error.permanent)
-            if passing and status.state is JobState.ABSENT and submits:
+            submits = submits if status.state is JobState.ABSENT else status.state in (JobState.FAILED, JobState.KILLED)
+            if passing and submits:
                 raise  # it is looked for again, rather than submitted beside
-            self.log.info("Whether %s has a successor cannot be told: %s", status.job, error)
+            self.log.info("Whether another job stands in the place of %s cannot be told: %s", status.job, error)
             return None
         return found if found is not None and found.status.job != status.job else None
 
@@ -908,7 +907,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             start_timeout=self.start_timeout,
             kill=self.kill_jobs,
             kill_on_timeout=self.on_timeout == "kill",
-            sent_before=self._sent_before,
+            sent_before=record.resent,
             on_worker=not self.deferrable,
             deferred_at=time.time(),
             links=digest_of_links({link: url for link in Link if (url := self._pushed.get(link.xcom_key))}),
@@ -1427,6 +1426,11 @@ def _one_of(name: str, value: str, *allowed: str) -> None:
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} is a number greater than 0, not {value!r}")
+
+
+def _may_have_another(record: Record, status: JobStatus) -> bool:
+    """Whether a submission may have a job besides this one: it was relaunched, or the request was sent twice."""
+    return status.state in (JobState.RELAUNCHED, JobState.ABSENT) or (record.resent and status.state.final)
 
 
 def _status_of(record: Record) -> JobStatus:

@@ -447,11 +447,12 @@ class JobTrigger(BaseTrigger):
                 absent = status.state is JobState.ABSENT
                 if absent and await self._found_successor():
                     return None
+                if status.state.final and await self._another_is_the_job(at_its_end=True):
+                    return None
                 if (absent or status.state is JobState.KILLED) and (noted := await self._noted_end(status)):
                     return noted
                 if status.state.final:
-                    another = await self._another_is_the_job(at_its_end=True)
-                    return None if another else self._event(status.state.value, status)
+                    return self._event(status.state.value, status)
                 if absent:
                     return self._lost(subscription)
             if (due := self._deadline_due(subscription)) is not None and time.time() >= due:

@@ -154,6 +154,75 @@ class TestRelaunchedByTheCluster:
         assert (await asyncio.wait_for(fired(trigger()), 5)).kind == "succeeded"
 
 
+class TestTwoOfOneToken:
+    """A request that was still on its way made a job beside ours. The older one is the one that is meant."""
+
+    @pytest.fixture(autouse=True)
+    def resent(self, instance: TaskInstance, service: Service) -> None:
+        """The first try died before its request left; it left all the same, and arrived before the second try's."""
+        service.die_before_submit = True
+        with pytest.raises(Died):
+            instance.begin().execute()
+        service.die_before_submit = False
+        token = instance.store["durable_spark"]["submission"]["token"]
+
+        def late() -> None:
+            service.before_submit = None
+            service.add(token)
+
+        service.before_submit = late
+
+    @pytest.fixture
+    def killed(self, instance: TaskInstance, service: Service) -> None:
+        """Ours was killed as one too many by the worker whose request was late."""
+        assert job_of(instance.begin().execute()) == "job-2"
+        service.jobs["job-2"].state = JobState.KILLED
+
+    def test_ours_ends_at_once(self, instance: TaskInstance, service: Service) -> None:
+        def killed() -> None:
+            service.jobs["job-2"].state = JobState.KILLED
+
+        service.after_submit = killed
+        deferral = instance.begin().execute()
+        assert job_of(deferral) == "job-1"
+        assert deferral.trigger._args.to_json()["sent_before"] is True
+
+    def test_a_retry_follows_the_older_one(self, instance: TaskInstance, service: Service, killed: None) -> None:
+        deferral = instance.begin().execute()
+        assert job_of(deferral) == "job-1"
+        assert deferral.trigger._args.to_json()["sent_before"] is True
+        assert service.running == ["job-1"]
+
+    def test_its_success_is_the_tasks(self, instance: TaskInstance, service: Service, killed: None) -> None:
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        assert instance.begin().execute() == "job-1"
+
+    def test_nothing_is_submitted_while_it_cannot_be_told(
+        self, instance: TaskInstance, service: Service, killed: None
+    ) -> None:
+        service.find_error = SubmissionUncertain("queued")
+        with pytest.raises(AirflowException, match="SubmissionUncertain: queued"):
+            instance.begin().execute()
+        assert service.running == ["job-1"]
+
+    def test_after_a_clear_both_are_dead(self, instance: TaskInstance, service: Service, killed: None) -> None:
+        instance.clear()
+        assert job_of(instance.begin().execute()) == "job-3"
+        assert (service.running, service.kills) == (["job-3"], ["job-1"])
+
+    def test_both_have_failed(self, instance: TaskInstance, service: Service, killed: None) -> None:
+        service.jobs["job-1"].state = JobState.FAILED
+        assert job_of(instance.begin().execute()) == "job-3"
+        assert instance.store["durable_spark"]["resent"] is False
+
+    def test_an_overdue_one_does_not_outlive_ours(self, instance: TaskInstance, service: Service) -> None:
+        second = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        second.execute()
+        with pytest.raises(AirflowTaskTimeout, match="job-1 was killed and is KILLED"):
+            second.complete({**event(instance, "timeout"), "confirmed": False})
+        assert service.running == []
+
+
 class TestLateWorkers:
     def test_kill_nothing_by_its_label(self, instance: TaskInstance, service: Service, production: None) -> None:
         instance.begin().execute()

@@ -1218,8 +1218,9 @@ class TestKilledByUs:
             Record.from_json({**instance.store["durable_spark"], **change})
 
     def test_a_record_of_it_that_knows_no_answers(self, instance: TaskInstance, killed: None) -> None:
-        del instance.store["durable_spark"]["unanswered"]
-        assert Record.from_json(instance.store["durable_spark"]).unanswered is False
+        del instance.store["durable_spark"]["unanswered"], instance.store["durable_spark"]["resent"]
+        record = Record.from_json(instance.store["durable_spark"])
+        assert (record.unanswered, record.resent) == (False, False)
 
     def test_a_record_of_an_older_version(self, instance: TaskInstance, killed: None) -> None:
         del instance.store["durable_spark"]["killing"]
