@@ -192,7 +192,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.log_lines = log_lines
         self._talk: Conversation | None = None
         self._record: Record | None = None
-        self._anew = False
+        self._anew = self._old_is_dead = False
         self._status: JobStatus | None = None
         self._kill_requested = False
         self._mirrored: tuple[JsonValue, bool] | None = None
@@ -575,9 +575,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.log.info("%s %s: %s", "Found" if decision == "adopt_found" else "Adopting", record.job, why)
         push_decision(context, decision, why=why, job=record.job, submission=record.submission)
 
-    def _run_anew(self, decision: str, why: str) -> None:
-        """Have the mixin submit, whatever the record names."""
-        self._anew = True
+    def _run_anew(self, decision: str, why: str, *, dead: bool = True) -> None:
+        """
+        Have the mixin submit, whatever the record names.
+
+        :param dead: whether what the record names is known not to run any more.
+        """
+        self._anew, self._old_is_dead = True, dead
         self._reason = (decision, why)
 
     def _look_for_unrecorded_jobs(self, context: Context) -> None:
@@ -616,7 +620,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         """See the old generation's job dead (or take it up, if so asked) before the new one submits."""
         same_item = record.fingerprint == self._fingerprint_of(context)
         why = "the task was cleared" if same_item else "the mapped arguments have changed"
-        self._run_anew("clear_resubmit", why)
+        self._run_anew("clear_resubmit", why, dead=False)
         if record.verdict is not None:
             self._run_anew("clear_resubmit", f"{why}, and {record.job} has ended as {record.verdict.state.value}")
             self._release(record.job)
@@ -1297,8 +1301,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return ""
         if record.job is None and isinstance(error, SubmissionUncertain) and error.permanent:
             return f". {way_out(context)}"
-        if record.job is not None and self._anew:
-            return ""  # an old job, which the next try kills
+        if record.job is not None and self._anew and (self._old_is_dead or not _is_last(context)):
+            return ""  # else it is an old job, which no try is left to kill
         what = f"{record.job} may still run" if record.job else "whether the submission has become a job is not known"
         if not self.durable:
             return f". {what}: without a record nobody looks for it, so look on the cluster"

@@ -344,9 +344,23 @@ class TestClear:
         instance.begin().execute()
         instance.clear()
         service.outlives_kills = True
-        with pytest.raises(AirflowException, match=r"not seen dead.*nothing was submitted"):
+        with pytest.raises(AirflowException, match=r"not seen dead.*nothing was submitted$"):
             instance.begin(kill_timeout=0.05).execute()
         assert service.submissions == 1
+
+    def test_on_the_last_try_it_says_that_the_old_job_may_still_run(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        instance.begin(retries=0).execute()
+        instance.clear()
+        service.outlives_kills = True
+        last = instance.begin(retries=0, kill_timeout=0.05)
+        last.max_tries = last.try_number - 1
+        with pytest.raises(AirflowException, match=r"not seen dead.* job-1 may still run, and no try is left"):
+            last.execute()
+        service.outlives_kills = False
+        instance.clear()
+        assert job_of(instance.begin().execute()) == "job-2"
 
     def test_out_of_reach_fails_without_submitting(self, instance: TaskInstance, service: Service) -> None:
         instance.begin().execute()
