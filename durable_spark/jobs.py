@@ -480,11 +480,16 @@ class Record:
         return (self.job is not None and self.job.id == job_id) or any(p.job_id == job_id for p in self.previous)
 
     def moved_to(self, job: JobRef) -> Record:
-        """Return the record with another job of its submission in the old one's place. The old ID stays listed."""
+        """
+        Return the record with another job of its submission in the old one's place.
+
+        The old ID stays listed. What was killed was the old one.
+        """
         if self.job is None or self.job.id == job.id:
             return dataclasses.replace(self, job=job)
         old = PreviousSubmission(self.submission.token, self.job.id, JobState.RELAUNCHED.value)
-        return dataclasses.replace(self, job=job, previous=(old, *self.previous)[: self._KEPT])
+        previous = (old, *self.previous)[: self._KEPT]
+        return dataclasses.replace(self, job=job, previous=previous, killing=False, unanswered=False)
 
     def as_previous(self) -> tuple[PreviousSubmission, ...]:
         """Return the list of previous submissions for the record that follows this one."""

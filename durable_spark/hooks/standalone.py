@@ -589,7 +589,7 @@ def _found(matches: Sequence[Driver], view: View) -> Found:
 def _uncertain(untold: Sequence[_Untold], submission: Submission, view: View) -> SubmissionUncertain:
     reasons = "; ".join(sorted({str(reason) for reason in untold})[:5])
     what = f"whether submission {submission.token[:8]}… has become a driver cannot be told: {reasons}"
-    if not any(reason.permanent for reason in untold):
+    if not all(reason.permanent for reason in untold):
         return SubmissionUncertain(f"{what}. The next try looks again.")
     since = utc(submission.cluster_time or 0)
     return SubmissionUncertain(

@@ -634,8 +634,8 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return
         job = record.job
         status = self._poll_or_none(job)
-        if status is not None and (found := self._successor(context, record, status, submits=True)) is not None:
-            job, status = found.status.job, found.status
+        if status is not None and (another := self._successor(context, record, status, submits=True)) is not None:
+            job, status = another.job, another
             record = record.moved_to(job)
         if status is not None and status.state.final:
             self._run_anew("clear_resubmit", f"{why}, and {job} has ended as {status.raw or status.state.value}")
@@ -682,15 +682,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             try:
                 self._kill_noted(context, job)
                 status = talk.run(talk.hook.poll([job]))[job]
-                if self._record is not None and _may_have_another(self._record, status):
-                    found = self._found(context, self._record)
-                    if found is not None and found.status.job != job:
-                        job = found.status.job
-                        self._record = self._record.moved_to(job)
-                        continue
-                if status.state.final or status.state is JobState.ABSENT:
+                another = self._another(context, self._record, status) if self._record is not None else None
+                if another is not None:
+                    job = another.job
+                    self._record = self._recorded.moved_to(job)
+                elif status.state.final or status.state is JobState.ABSENT:
                     return status
-                trouble = f"it is still {status.raw or status.state.value}"
+                trouble = f"{job} is still {(another or status).raw or (another or status).state.value}"
             except (ClusterError, SubmissionUncertain) as error:
                 trouble = str(error)
             if time.monotonic() >= until:
@@ -724,14 +722,37 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 self.log.error("%s could not be killed, look at it yourself: %s", younger, error)
         return found
 
-    def _found(self, context: Context, record: Record) -> Found | None:
-        """Do the same; ``None`` also if it can never be told."""
+    def _another(self, context: Context, record: Record, status: JobStatus) -> JobStatus | None:
+        """
+        Return another job of the submission if a job has ended, was relaunched or is not known, and that one counts.
+
+        That is one that the cluster itself started in its place, or the older one of two requests. Of what has ended,
+        one that was killed, or is not known either, says nothing. ``None`` also if it can never be told.
+
+        :raises SubmissionUncertain: when it cannot be told yet, or a younger one is not seen dead in ``kill_timeout``.
+        """
+        if status.state not in (JobState.RELAUNCHED, JobState.ABSENT) and not (record.resent and status.state.final):
+            return None
+        until = time.monotonic() + self.kill_timeout
         try:
-            return self._find(context, record)
+            found = self._find(context, record)
+            while found is not None and found.younger and status.state is not JobState.SUCCEEDED:
+                if time.monotonic() >= until:
+                    names = ", ".join(map(str, found.younger))
+                    raise SubmissionUncertain(f"{names}, of the same submission as {status.job}, may not be dead yet")
+                self._conversing.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
+                found = self._find(context, record)
+        except SubmissionRefused:  # its name is somebody else's by now
+            return None
         except SubmissionUncertain as error:
             if not error.permanent:
                 raise
+            self.log.info("Whether another job stands in the place of %s can never be told: %s", status.job, error)
             return None
+        if found is None or found.status.job == status.job:
+            return None
+        one_too_many = record.resent and found.status.state in (JobState.KILLED, JobState.ABSENT)
+        return None if one_too_many else found.status
 
     def _kill(self, job: JobRef) -> None:
         """Kill a job whose end nobody waits for."""
@@ -820,30 +841,25 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         assert record.job is not None  # noqa: S101 the mixin asks only for a job that it was given
         status = self._poll_or_none(record.job)
         submits = self.on_lost == "resubmit"
-        found = self._successor(context, record, status, submits=submits) if status is not None else None
-        if found is None:
+        another = self._successor(context, record, status, submits=submits) if status is not None else None
+        if another is None:
             return status
-        self._save(context, record.moved_to(found.status.job))
-        return found.status
+        self._save(context, record.moved_to(another.job))
+        return another
 
-    def _successor(self, context: Context, record: Record, status: JobStatus, *, submits: bool) -> Found | None:
+    def _successor(self, context: Context, record: Record, status: JobStatus, *, submits: bool) -> JobStatus | None:
         """
-        Return the job that is the submission's in the place of one that has ended, was relaunched, or is not known.
+        Do the same as :meth:`_another`, and take it for ``None`` if it cannot be told yet and nobody would be harmed.
 
         :param submits: whether a new submission follows if there is none and the job is not known.
         """
-        if not _may_have_another(record, status):
-            return None
         try:
-            found = self._find(context, record)
+            return self._another(context, record, status)
         except (ClusterError, SubmissionUncertain) as error:
-            passing = not (isinstance(error, SubmissionUncertain) and error.permanent)
-            submits = submits if status.state is JobState.ABSENT else status.state in (JobState.FAILED, JobState.KILLED)
-            if passing and submits:
+            if status.state in (JobState.FAILED, JobState.KILLED) or (status.state is JobState.ABSENT and submits):
                 raise  # it is looked for again, rather than submitted beside
             self.log.info("Whether another job stands in the place of %s cannot be told: %s", status.job, error)
             return None
-        return found if found is not None and found.status.job != status.job else None
 
     def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
         """Another try is in charge, or the run is gone: kill our job only if it is one too many, or nobody's."""
@@ -996,21 +1012,25 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         from durable_spark.triggers.job import JobEvent, JobTrigger
 
         talk = self._conversing
+        trigger = JobTrigger(arguments.to_json())
         try:
-            waiting = first_event(JobTrigger(arguments.to_json()))
+            waiting = first_event(trigger)
             event = talk.run(talk.until_interrupted(waiting, timeout=self._left(context)))
         except AirflowTaskTimeout:
             return self._conclude(context, self._end_at_deadline(context, arguments.job))
         if event is not None:
             return self._complete(context, JobEvent.from_json(event))
-        what = f"Told to stop while waiting for {arguments.job}"
+        job = trigger.job
+        if job != arguments.job:
+            self._record = self._recorded.moved_to(job)
+        what = f"Told to stop while waiting for {job}"
         if self.kill_jobs:
-            self.log.warning("Told to stop: killing %s", arguments.job)
-            self._kill_noted(context, arguments.job)
-            self._release(arguments.job)
+            self.log.warning("Told to stop: killing %s", job)
+            self._kill_noted(context, job)
+            self._release(job)
             raise AirflowException(what)
         self._expect_still_wanted(context)
-        self._release_unless_followed_on(context, arguments.job)
+        self._release_unless_followed_on(context, job)
         raise AirflowException(f"{what}{self._leftover(context)}")
 
     def _expect_still_wanted(self, context: Context) -> None:
@@ -1430,11 +1450,6 @@ def _one_of(name: str, value: str, *allowed: str) -> None:
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} is a number greater than 0, not {value!r}")
-
-
-def _may_have_another(record: Record, status: JobStatus) -> bool:
-    """Whether a submission may have a job besides this one: it was relaunched, or the request was sent twice."""
-    return status.state in (JobState.RELAUNCHED, JobState.ABSENT) or (record.resent and status.state.final)
 
 
 def _status_of(record: Record) -> JobStatus:

@@ -338,7 +338,7 @@ class Feed:
         for number, (job, status) in enumerate(statuses.items(), start=1):
             for subscription in self._subscriptions.get(job, ()):
                 told += subscription._hear(status, now)
-            if job in self._left:
+            if job in self._left and status.state is not JobState.ABSENT:  # of that there will be more word
                 self._left[job] = status
             if told >= _TOLD_AT_ONCE or not number % _HEARD_AT_ONCE:
                 told = 0

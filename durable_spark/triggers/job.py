@@ -413,6 +413,11 @@ class JobTrigger(BaseTrigger):
     # Following
 
     @property
+    def job(self) -> JobRef:
+        """The job that is followed now; the cluster may have started it in place of the one that was submitted."""
+        return self._job
+
+    @property
     def taken_over(self) -> bool:
         """Whether another trigger has most likely followed the job before."""
         deferred = self._args.deferred_at
@@ -437,6 +442,7 @@ class JobTrigger(BaseTrigger):
     async def _listen(self, subscription: Subscription, said: _Narrator) -> JobEvent | None:
         """Return the event that ends the task, or ``None`` when another job is to be followed."""
         relaunched_since: float | None = None
+        untold_since: float | None = None
         while True:
             looks_again = relaunched_since is not None
             await subscription.changed(self._next_look(subscription, said.links_due, relaunched=looks_again))
@@ -444,17 +450,16 @@ class JobTrigger(BaseTrigger):
             if (status := subscription.status) is not None:
                 if status.state is not JobState.ABSENT:  # of that there is more to say
                     await said.status(status, beside=subscription.beside)
-                absent = status.state is JobState.ABSENT
-                if absent and await self._found_successor():
-                    return None
-                if status.state.final and await self._another_is_the_job(at_its_end=True):
-                    return None
-                if (absent or status.state is JobState.KILLED) and (noted := await self._noted_end(status)):
-                    return noted
-                if status.state.final:
-                    return self._event(status.state.value, status)
-                if absent:
-                    return self._lost(subscription)
+                if status.state.final or status.state is JobState.ABSENT:
+                    event, another = await self._end(subscription, status)
+                    if event is not None or another:
+                        return event
+                    untold_since = untold_since or time.time()
+                    if (untold := time.time() - untold_since) >= (patience := self._args.outage_timeout):
+                        message = f"whether its submission has a second job could not be told for {patience:.0f} s"
+                        return self._event("outage", status, message=message)
+                    await asyncio.sleep(min(max(self._patience, untold / 2), LONGEST_BACKOFF))
+                    continue
             if (due := self._deadline_due(subscription)) is not None and time.time() >= due:
                 if (event := await self._end_at_deadline(subscription.status)) is not None:
                     return event
@@ -473,6 +478,25 @@ class JobTrigger(BaseTrigger):
                     return self._event("outage", status, message=message)
             if await self._another_is_the_job():
                 return None
+
+    async def _end(self, subscription: Subscription, status: JobStatus) -> tuple[JobEvent | None, bool]:
+        """
+        Return the event that ends the task, and whether another job is to be followed.
+
+        Neither while it cannot be told whether another one of the submission runs, beside which a retry would submit.
+        """
+        absent = status.state is JobState.ABSENT
+        noted = await self._noted_end(status) if absent or status.state is JobState.KILLED else None
+        if noted is not None and noted.kind == "succeeded":
+            return noted, False
+        if absent and await self._found_successor():
+            return None, True
+        another = await self._another_is_the_job(at_its_end=True)
+        if another or (another is None and status.state is not JobState.SUCCEEDED):
+            return None, bool(another)
+        if noted is not None:
+            return noted, False
+        return (self._lost(subscription) if absent else self._event(status.state.value, status)), False
 
     def _next_look(self, subscription: Subscription, links_due: float | None, *, relaunched: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""
@@ -528,6 +552,8 @@ class JobTrigger(BaseTrigger):
             return False
         if not isinstance(found, Found) or found.status.job == self._job:
             return False
+        if self._args.sent_before and found.status.state in (JobState.KILLED, JobState.ABSENT):
+            return False  # it was the one too many
         self.log.warning("%s was relaunched by the cluster as %s, which is followed now", self._job, found.status.job)
         self._job = found.status.job
         return True
@@ -626,14 +652,15 @@ class JobTrigger(BaseTrigger):
                 )
             yield hook
 
-    async def _another_is_the_job(self, *, at_its_end: bool = False) -> bool:
+    async def _another_is_the_job(self, *, at_its_end: bool = False) -> bool | None:
         """
         Look whether a request that was still on its way made a second job for our token.
 
-        Ever more seldom while the job runs, and once more at its end. The oldest stays, the younger are killed, ours
-        among them if it is one of them.
+        Ever more seldom while the job runs, and once more at its end. The oldest stays, unless it was killed as one too
+        many; the younger are killed, ours among them if it is one of them.
 
-        :return: whether another job is to be followed now.
+        :return: whether another job is to be followed now; ``None`` if that cannot be told yet, or a younger one that
+            was killed may not be dead yet.
         """
         if self._look_for_double_at is None or (time.time() < self._look_for_double_at and not at_its_end):
             return False
@@ -645,13 +672,20 @@ class JobTrigger(BaseTrigger):
                 found = await hook.find(self._args.submission)
                 if not isinstance(found, Found):
                     return False
-                self._job = found.status.job
-                for job in found.younger:
+                if found.status.state not in (JobState.KILLED, JobState.ABSENT):
+                    self._job = found.status.job
+                younger = [job for job in found.younger if job != self._job]
+                for job in younger:
                     self.log.error("Killing %s: it carries the token of %s, and only one was meant", job, self._job)
                     await hook.kill(job)
                     await hook.release(job)
         except DurableJobError as error:
             self.log.warning("Whether %s has a double could not be told: %s", self._job, error)
+            if self._job == ours:
+                return None if may_be_told_later(error) or isinstance(error, RequestRefused) else False
+        else:
+            if self._job == ours and younger:
+                return None
         return self._job != ours
 
     # Airflow

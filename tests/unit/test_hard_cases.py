@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, task_group
-from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 from airflow.sdk.execution_time.timeout import timeout
 
 from dev.processes import wait_until_async
-from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, SubmissionUncertain
+from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, SubmissionRefused, SubmissionUncertain
 from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
@@ -214,6 +214,46 @@ class TestTwoOfOneToken:
         service.jobs["job-1"].state = JobState.FAILED
         assert job_of(instance.begin().execute()) == "job-3"
         assert instance.store["durable_spark"]["resent"] is False
+
+    def test_a_success_is_not_undone_by_one_too_many(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        service.jobs["job-1"].state, service.jobs["job-2"].state = JobState.KILLED, JobState.SUCCEEDED
+        assert instance.begin().execute() == "job-2"
+
+    def test_a_younger_one_is_seen_dead_first(self, instance: TaskInstance, service: Service) -> None:
+        service.before_submit = None
+        assert job_of(instance.begin().execute()) == "job-1"
+        service.add(service.jobs["job-1"].token)
+        service.jobs["job-1"].state = JobState.FAILED
+        service.outlives_kills = True
+        with pytest.raises(AirflowException, match="job-2, of the same submission as job-1, may not be dead yet"):
+            instance.begin(kill_timeout=0.05).execute()
+        assert service.running == ["job-2"]
+        service.outlives_kills = False
+        assert job_of(instance.begin().execute()) == "job-3"
+        assert service.running == ["job-3"]
+
+    def test_the_one_that_is_followed_now_was_not_killed(self, instance: TaskInstance, service: Service) -> None:
+        """A kill that was noted was that of the other one: if this one is gone, it is lost."""
+        instance.begin().execute()
+        instance.store["durable_spark"]["killing"] = True
+        service.jobs["job-2"].state = JobState.KILLED
+        assert job_of(instance.begin().execute()) == "job-1"
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            instance.begin().execute()
+
+    def test_whose_name_is_another_tasks_by_now_is_gone(self, instance: TaskInstance, service: Service) -> None:
+        second = instance.begin(execution_timeout=datetime.timedelta(hours=1))
+        second.execute()
+
+        def gone() -> None:
+            service.jobs["job-2"] = Job("", "", JobState.ABSENT)
+            service.find_error = SubmissionRefused("a pod of that name is another task's")
+
+        service.before_kill = gone
+        with pytest.raises(AirflowTaskTimeout, match="job-2 was killed"):
+            second.complete({**event(instance, "timeout"), "job_id": "job-2", "confirmed": False})
 
     def test_an_overdue_one_does_not_outlive_ours(self, instance: TaskInstance, service: Service) -> None:
         second = instance.begin(execution_timeout=datetime.timedelta(hours=1))

@@ -221,6 +221,68 @@ async def test_a_double_that_ended_first_does_not_speak_for_the_job(service: Ser
     assert (fired.kind, fired.job.id) == ("failed", "job-1")
 
 
+async def test_a_job_that_was_one_too_many_undoes_no_end(service: Service) -> None:
+    service.jobs["job-1"].state = JobState.KILLED
+    service.add(TOKEN, state=JobState.SUCCEEDED)
+    fired = await asyncio.wait_for(event(trigger(job=JobRef("job-2"), sent_before=True)), 5)
+    assert (fired.kind, fired.job.id) == ("succeeded", "job-2")
+
+
+async def test_nor_does_it_speak_for_a_job_that_is_gone(service: Service) -> None:
+    service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+    service.add(TOKEN, state=JobState.KILLED)
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02)), 5)
+    assert (fired.kind, fired.job.id) == ("lost", "job-1")
+
+
+@pytest.mark.parametrize("end", [JobState.FAILED, JobState.KILLED])
+async def test_a_bad_end_is_told_when_it_can_be_told_whether_there_is_a_double(
+    service: Service, later: Any, end: JobState
+) -> None:
+    """Else the next try would submit beside it."""
+    service.add(TOKEN, state=end)
+    service.find_error = SubmissionUncertain("queued")
+
+    def told() -> None:
+        service.find_error = None
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+
+    later(told)
+    fired = await asyncio.wait_for(event(trigger(job=JobRef("job-2"), sent_before=True, interval=0.02)), 5)
+    assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
+
+
+async def test_a_double_of_which_nothing_can_be_told_is_given_up_like_an_outage(service: Service) -> None:
+    service.add(TOKEN, state=JobState.FAILED)
+    service.find_error = SubmissionUncertain("queued")
+    told = trigger(job=JobRef("job-2"), sent_before=True, interval=0.02, outage_timeout=0.2)
+    fired = await asyncio.wait_for(event(told), 5)
+    assert (fired.kind, fired.job.id) == ("outage", "job-2")
+    assert "second job could not be told" in fired.message
+
+
+async def test_a_failure_is_told_when_a_younger_double_is_dead(service: Service, later: Any) -> None:
+    service.jobs["job-1"].state = JobState.FAILED
+    service.add(TOKEN)
+    service.outlives_kills = True
+
+    def dies() -> None:
+        assert service.running == ["job-2"]
+        service.jobs["job-2"].state = JobState.KILLED
+
+    later(dies)
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02)), 5)
+    assert (fired.kind, fired.job.id, service.running) == ("failed", "job-1", [])
+    assert "job-2" in service.kills
+
+
+async def test_the_younger_double_of_a_lost_job_is_killed(service: Service) -> None:
+    service.jobs["job-1"].state = JobState.ABSENT
+    service.add(TOKEN)
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02)), 5)
+    assert (fired.kind, fired.job.id, service.running) == ("lost", "job-1", [])
+
+
 async def test_a_double_that_cannot_be_killed_is_not_followed(
     service: Service, later: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

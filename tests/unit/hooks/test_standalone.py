@@ -532,6 +532,17 @@ async def test_cannot_tell(
     assert ("state-store/durable_spark" in str(caught.value)) is permanent
 
 
+async def test_what_may_be_told_later_is_waited_for_beside_what_never_can(
+    cluster: FakeCluster, hook: QuickHook, intent: Submission
+) -> None:
+    """Whoever takes the one for dead that never can be told of must not pass over the other, which may run."""
+    cluster.ran(driver(8, "FINISHED"), None)
+    cluster.master.add(driver(9, "SUBMITTED", worker="None"))
+    with pytest.raises(SubmissionUncertain, match=r"has been removed.*is queued|is queued.*has been removed") as caught:
+        await hook.find(intent)
+    assert not caught.value.permanent
+
+
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:1", "file:///etc/passwd", "http://x@127.0.0.1", "http://h/p?q", 3]
 )
