@@ -341,6 +341,11 @@ class Found:
     status: JobStatus
     younger: Sequence[JobRef] = ()
 
+    @property
+    def counts(self) -> bool:
+        """Whether it counts beside another job of a submission sent twice: one that was killed was one too many."""
+        return self.status.state not in (JobState.KILLED, JobState.ABSENT)
+
 
 @dataclasses.dataclass(frozen=True)
 class Absent:

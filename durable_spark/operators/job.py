@@ -682,13 +682,13 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             try:
                 self._kill_noted(context, job)
                 status = talk.run(talk.hook.poll([job]))[job]
-                another = self._another(context, self._record, status) if self._record is not None else None
+                another = self._another(context, self._record, status, within=0.0) if self._record is not None else None
                 if another is not None:
-                    job = another.job
+                    job, status = another.job, another
                     self._record = self._recorded.moved_to(job)
                 elif status.state.final or status.state is JobState.ABSENT:
                     return status
-                trouble = f"{job} is still {(another or status).raw or (another or status).state.value}"
+                trouble = f"{job} is still {status.raw or status.state.value}"
             except (ClusterError, SubmissionUncertain) as error:
                 trouble = str(error)
             if time.monotonic() >= until:
@@ -722,18 +722,19 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 self.log.error("%s could not be killed, look at it yourself: %s", younger, error)
         return found
 
-    def _another(self, context: Context, record: Record, status: JobStatus) -> JobStatus | None:
+    def _another(self, context: Context, record: Record, status: JobStatus, *, within: float) -> JobStatus | None:
         """
         Return another job of the submission if a job has ended, was relaunched or is not known, and that one counts.
 
         That is one that the cluster itself started in its place, or the older one of two requests. Of what has ended,
         one that was killed, or is not known either, says nothing. ``None`` also if it can never be told.
 
-        :raises SubmissionUncertain: when it cannot be told yet, or a younger one is not seen dead in ``kill_timeout``.
+        :param within: seconds for which the end of younger ones is waited for, which are killed.
+        :raises SubmissionUncertain: when it cannot be told yet, or a younger one is not seen dead by then.
         """
         if status.state not in (JobState.RELAUNCHED, JobState.ABSENT) and not (record.resent and status.state.final):
             return None
-        until = time.monotonic() + self.kill_timeout
+        until = time.monotonic() + within
         try:
             found = self._find(context, record)
             while found is not None and found.younger and status.state is not JobState.SUCCEEDED:
@@ -751,8 +752,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return None
         if found is None or found.status.job == status.job:
             return None
-        one_too_many = record.resent and found.status.state in (JobState.KILLED, JobState.ABSENT)
-        return None if one_too_many else found.status
+        return None if record.resent and not found.counts else found.status
 
     def _kill(self, job: JobRef) -> None:
         """Kill a job whose end nobody waits for."""
@@ -854,7 +854,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         :param submits: whether a new submission follows if there is none and the job is not known.
         """
         try:
-            return self._another(context, record, status)
+            return self._another(context, record, status, within=self.kill_timeout)
         except (ClusterError, SubmissionUncertain) as error:
             if status.state in (JobState.FAILED, JobState.KILLED) or (status.state is JobState.ABSENT and submits):
                 raise  # it is looked for again, rather than submitted beside

@@ -460,6 +460,7 @@ class JobTrigger(BaseTrigger):
                         return self._event("outage", status, message=message)
                     await asyncio.sleep(min(max(self._patience, untold / 2), LONGEST_BACKOFF))
                     continue
+            untold_since = None
             if (due := self._deadline_due(subscription)) is not None and time.time() >= due:
                 if (event := await self._end_at_deadline(subscription.status)) is not None:
                     return event
@@ -552,8 +553,8 @@ class JobTrigger(BaseTrigger):
             return False
         if not isinstance(found, Found) or found.status.job == self._job:
             return False
-        if self._args.sent_before and found.status.state in (JobState.KILLED, JobState.ABSENT):
-            return False  # it was the one too many
+        if self._args.sent_before and not found.counts:
+            return False
         self.log.warning("%s was relaunched by the cluster as %s, which is followed now", self._job, found.status.job)
         self._job = found.status.job
         return True
@@ -672,7 +673,7 @@ class JobTrigger(BaseTrigger):
                 found = await hook.find(self._args.submission)
                 if not isinstance(found, Found):
                     return False
-                if found.status.state not in (JobState.KILLED, JobState.ABSENT):
+                if found.counts:
                     self._job = found.status.job
                 younger = [job for job in found.younger if job != self._job]
                 for job in younger:
