@@ -665,8 +665,11 @@ class JobTrigger(BaseTrigger):
         """
         if self._look_for_double_at is None or (time.time() < self._look_for_double_at and not at_its_end):
             return False
-        self._pause = min(4 * self._pause, _DOUBLES_EVERY)
-        self._look_for_double_at = time.time() + self._pause
+        if at_its_end:
+            self._look_for_double_at = time.time()  # its waiting is paced where it is told, and not by ten minutes
+        else:
+            self._pause = min(4 * self._pause, _DOUBLES_EVERY)
+            self._look_for_double_at = time.time() + self._pause
         ours = self._job
         try:
             async with self._hook() as hook:

@@ -220,7 +220,9 @@ async def test_another_cluster_is_an_outage_not_an_absence(hook: type[PolledHook
         assert not hook.polls
 
 
-@pytest.mark.parametrize("ended", ["while it was followed", "while nobody followed it", "before it was asked for"])
+@pytest.mark.parametrize(
+    "ended", ["while it was followed", "while nobody followed it", "and was forgotten", "before it was asked for"]
+)
 async def test_who_comes_anew_is_told_whatever_was_told_to_others(
     hook: type[PolledHook], monkeypatch: pytest.MonkeyPatch, ended: str
 ) -> None:
@@ -236,11 +238,12 @@ async def test_who_comes_anew_is_told_whatever_was_told_to_others(
         await state(other)
         async with follow(Watching, "job", interval=60) as before:
             await state(before)
-            if ended == "while it was followed":
+            if ended in ("while it was followed", "and was forgotten"):
                 Watching.news.put_nowait(end)
                 assert await state(before) is JobState.SUCCEEDED
-        if ended == "while nobody followed it":
-            Watching.news.put_nowait(end)
+        if ended in ("while nobody followed it", "and was forgotten"):
+            forgotten = dataclasses.replace(end, state=JobState.ABSENT)
+            Watching.news.put_nowait(forgotten if ended == "and was forgotten" else end)
             Watching.news.put_nowait(JobStatus(job=JobRef("other"), state=JobState.RUNNING, raw="a line after it"))
             await state(other)
         async with follow(Watching, "job", interval=60) as anew:

@@ -669,6 +669,29 @@ class TestWaitingOnTheWorker:
             first.execute()
         assert service.kills == ["job-1"]
 
+    def test_on_kill_kills_the_job_that_is_followed_by_now(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The cluster has started it in place of the one that was submitted."""
+        first = instance.begin(deferrable=False, poll_interval=0.01)
+        original = tries.MemoryHook.poll
+        polls = 0
+
+        async def poll(self: Any, jobs: Any) -> Any:
+            nonlocal polls
+            polls += 1
+            if JobRef("job-2") in jobs:
+                first.operator.on_kill()
+            elif polls == 3:
+                service.jobs["job-1"].state = JobState.RELAUNCHED
+                service.add(service.jobs["job-1"].token)
+            return await original(self, jobs)
+
+        monkeypatch.setattr(tries.MemoryHook, "poll", poll)
+        with alarm(10), pytest.raises(AirflowException, match="Told to stop while waiting for job-2"):
+            first.execute()
+        assert (service.kills, first.record["job"]) == (["job-2"], ["job-2", ""])
+
     def test_on_kill_that_came_before_the_wait(self, instance: TaskInstance, service: Service) -> None:
         instance.begin().execute()
         second = instance.begin(deferrable=False, poll_interval=0.01)

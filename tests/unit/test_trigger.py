@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -259,6 +260,40 @@ async def test_a_double_of_which_nothing_can_be_told_is_given_up_like_an_outage(
     fired = await asyncio.wait_for(event(told), 5)
     assert (fired.kind, fired.job.id) == ("outage", "job-2")
     assert "second job could not be told" in fired.message
+
+
+async def test_a_doubt_of_earlier_is_not_held_against_a_later_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is not known for a while, runs for an hour, and fails; a second one cannot be told at either end."""
+    hours, ends = 0.0, 0
+    monkeypatch.setattr(trigger_module, "time", SimpleNamespace(time=lambda: time.time() + 3600 * hours))
+    service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+    service.find_error = SubmissionUncertain("queued")
+    end, narrate = JobTrigger._end, trigger_module._Narrator.status
+
+    async def untold(self: Any, subscription: Any, status: JobStatus) -> Any:
+        nonlocal ends
+        ends += 1
+        outcome = await end(self, subscription, status)
+        if ends == 1:
+            assert status.state is JobState.ABSENT
+            service.jobs["job-1"] = Job(TOKEN, "", JobState.RUNNING)
+        elif ends == 5:
+            service.find_error = None
+        return outcome
+
+    async def known_again(self: Any, status: JobStatus, **more: Any) -> None:
+        nonlocal hours
+        await narrate(self, status, **more)
+        if status.state is JobState.RUNNING:
+            hours, service.jobs["job-1"].state = 1.0, JobState.FAILED
+
+    monkeypatch.setattr(JobTrigger, "_end", untold)
+    monkeypatch.setattr(trigger_module._Narrator, "status", known_again)
+    told = trigger(sent_before=True, interval=0.02, outage_timeout=3000.0)
+    fired = await asyncio.wait_for(event(told), 5)
+    assert (fired.kind, fired.job.id) == ("failed", "job-1")
 
 
 async def test_a_failure_is_told_when_a_younger_double_is_dead(service: Service, later: Any) -> None:
