@@ -321,7 +321,7 @@ async def test_evicted_driver_is_absent_and_is_not_submitted_again(guarded: Guar
     never = await hook.prepare(jvm_job(600), new_submission())
     submission, job = await submit(hook, jvm_job(0))
     await until(hook, job, JobState.SUCCEEDED)
-    await _evict(hook, cluster, job)
+    await evict(hook, cluster, job)
     assert (await hook.poll([job]))[job].state is JobState.ABSENT
 
     launched = cluster.launched()
@@ -351,7 +351,7 @@ async def test_forgotten_driver_that_never_started_is_no_passing_doubt(guarded: 
     never = await hook.prepare(jvm_job(0), new_submission())
     _, broken = await submit(hook, jvm_job(0, application="/nowhere/app.jar"))
     await until(hook, broken, JobState.FAILED)
-    await _evict(hook, guarded.cluster, broken)
+    await evict(hook, guarded.cluster, broken)
     doubt: SubmissionUncertain | None = None
     try:
         assert await find(hook, never, within=15) == Absent()
@@ -360,7 +360,7 @@ async def test_forgotten_driver_that_never_started_is_no_passing_doubt(guarded: 
     assert doubt is None or doubt.permanent, "asking again cannot help, and every retry would ask again"
 
 
-async def _evict(hook: StandaloneHook, cluster: StandaloneCluster, job: JobRef) -> None:
+async def evict(hook: StandaloneHook, cluster: StandaloneCluster, job: JobRef) -> None:
     """Have other drivers complete until the master lists the job no longer. Killed in the queue, they cost nothing."""
     for _ in range(5):
         if job.id not in ids(cluster):
