@@ -666,7 +666,7 @@ class JobTrigger(BaseTrigger):
         if self._look_for_double_at is None or (time.time() < self._look_for_double_at and not at_its_end):
             return False
         if at_its_end:
-            self._look_for_double_at = time.time()  # its waiting is paced where it is told, and not by ten minutes
+            self._look_for_double_at = time.time()  # `_listen` paces these looks: an end waits for them
         else:
             self._pause = min(4 * self._pause, _DOUBLES_EVERY)
             self._look_for_double_at = time.time() + self._pause
