@@ -35,7 +35,7 @@ from urllib.parse import quote
 import httpx
 
 from dev import processes
-from dev.processes import Server, Startable, _living, _signal, free_port, process, wait_until
+from dev.processes import Server, Startable, free_port, in_session, process, send_signal, wait_until
 
 __all__ = [
     "IMPATIENT",
@@ -136,11 +136,11 @@ class TaskProcess:
 
     def freeze(self) -> None:
         """Send SIGSTOP to both: the machine is cut off, and may come back."""
-        _signal([self.runner, self.supervisor], signal.SIGSTOP)
+        send_signal([self.runner, self.supervisor], signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Send SIGCONT to both."""
-        _signal([self.runner, self.supervisor], signal.SIGCONT)
+        send_signal([self.runner, self.supervisor], signal.SIGCONT)
 
 
 class _Process(Server):
@@ -665,8 +665,8 @@ def _guard() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sessions = {int(line) for line in sys.stdin}
     until = time.monotonic() + 10
-    while (alive := [pid for session in sessions for pid in _living(session)]) and time.monotonic() < until:
-        _signal(alive, signal.SIGKILL)
+    while (alive := [pid for session in sessions for pid in in_session(session)]) and time.monotonic() < until:
+        send_signal(alive, signal.SIGKILL)
         time.sleep(0.02)
     if len(sys.argv) > 1:
         shutil.rmtree(sys.argv[1], ignore_errors=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg2  # type: ignore[import-untyped]
 
-from dev.processes import Server, Startable, ToolMissing, _signal, descendants, free_port, wait_until
+from dev.processes import Server, Startable, ToolMissing, descendants, free_port, send_signal, wait_until
 
 __all__ = ["Postgres"]
 
@@ -115,7 +115,7 @@ class Postgres(Startable):
         """Kill -9 the server and all its processes, of which each has a session of its own."""
         pids = descendants(self.server.pid) if self.server.alive else []
         self.server.kill()
-        _signal(pids, signal.SIGKILL)  # one that works on does not see that its parent is dead
+        send_signal(pids, signal.SIGKILL)  # one that works on does not see that its parent is dead
 
     def stop(self) -> None:
         """End the server and remove its files."""

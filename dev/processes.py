@@ -41,8 +41,10 @@ __all__ = [
     "descendants",
     "free_port",
     "free_ports",
+    "in_session",
     "process",
     "processes",
+    "send_signal",
     "wait_until",
     "wait_until_async",
 ]
@@ -189,10 +191,10 @@ class Server:
         if self._process is None:
             return
         until = time.monotonic() + 10
-        while living := _living(self.pid):
+        while living := in_session(self.pid):
             if time.monotonic() > until:
                 raise RuntimeError(f"{self.name}: processes {living} do not die")
-            _signal(living, signal.SIGKILL)
+            send_signal(living, signal.SIGKILL)
             time.sleep(0.01)
         self._wait(10)
 
@@ -207,13 +209,13 @@ class Server:
     def freeze(self) -> None:
         """Send SIGSTOP to the process and its descendants: the machine is cut off, and may come back."""
         frozen: set[int] = set()
-        while new := set(_living(self.pid)) - frozen:  # born while the others were listed
-            _signal(new, signal.SIGSTOP)
+        while new := set(in_session(self.pid)) - frozen:  # born while the others were listed
+            send_signal(new, signal.SIGSTOP)
             frozen |= new
 
     def thaw(self) -> None:
         """Send SIGCONT to the process and its descendants."""
-        _signal(_living(self.pid), signal.SIGCONT)
+        send_signal(in_session(self.pid), signal.SIGCONT)
 
     def tail(self, lines: int = 30) -> str:
         """Return the last lines of the log."""
@@ -286,12 +288,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _living(session: int) -> list[int]:
+def in_session(session: int) -> list[int]:
     """Return the processes of a session."""
     return [pid for pid, one in processes().items() if one.session == session]
 
 
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each of the processes that is still there."""
     for pid in pids:
         try:
             os.kill(pid, number)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg2  # type: ignore[import-untyped]
 
-from dev.processes import Server, _living, _signal, descendants, processes
+from dev.processes import Server, descendants, in_session, processes, send_signal
 
 if TYPE_CHECKING:
     from dev.airflow import Airflow
@@ -302,7 +302,7 @@ class Chaos:
         """Kill the process alone; what it has started lives on until the end of the act, a NodeManager's for ever."""
         with self._down_for(act) as server:
             old = server.pid
-            _signal([old], signal.SIGKILL)
+            send_signal([old], signal.SIGKILL)
             while server.alive:
                 time.sleep(0.01)
             if act.target == "node-manager":
@@ -311,21 +311,21 @@ class Chaos:
                 return ""
             server.start()
         self._last(act)
-        _signal(_living(old), signal.SIGKILL)
+        send_signal(in_session(old), signal.SIGKILL)
         return ""
 
     def _freeze(self, act: Act) -> str:
         frozen = descendants(self._servers[act.target].pid)
-        _signal(frozen, signal.SIGSTOP)
+        send_signal(frozen, signal.SIGSTOP)
         self._last(act)
-        _signal(frozen, signal.SIGCONT)
+        send_signal(frozen, signal.SIGCONT)
         return ""
 
     def _suspend(self, act: Act) -> str:
         pid = self._servers[act.target].pid
-        _signal([pid], signal.SIGSTOP)
+        send_signal([pid], signal.SIGSTOP)
         self._last(act)
-        _signal([pid], signal.SIGCONT)
+        send_signal([pid], signal.SIGCONT)
         return ""
 
     def _kill_database(self, act: Act) -> str:
@@ -344,27 +344,27 @@ class Chaos:
 
     def _kill_runner(self, act: Act) -> str:
         task = self._task(act.seconds)
-        _signal([task.runner], signal.SIGKILL)
+        send_signal([task.runner], signal.SIGKILL)
         return self._name_of(task)
 
     def _kill_supervisor(self, act: Act) -> str:
         task = self._task(act.seconds)
-        _signal([task.supervisor], signal.SIGKILL)
+        send_signal([task.supervisor], signal.SIGKILL)
         return self._name_of(task)
 
     def _kill_both(self, act: Act) -> str:
         task = self._task(act.seconds)
-        _signal([task.supervisor, task.runner], signal.SIGKILL)
+        send_signal([task.supervisor, task.runner], signal.SIGKILL)
         return self._name_of(task)
 
     def _stop_task(self, act: Act) -> str:
         """Stop all processes of a task for so long that Airflow calls it dead, and let them go on."""
         task = self._task(0.0)
         stopped = descendants(task.supervisor)
-        _signal(stopped, signal.SIGSTOP)
+        send_signal(stopped, signal.SIGSTOP)
         name = self._name_of(task)  # its next try will have another ID
         self._last(act)
-        _signal(reversed(stopped), signal.SIGCONT)
+        send_signal(reversed(stopped), signal.SIGCONT)
         return name
 
     def _task(self, delay: float) -> _Task:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.processes import Server, ServerDied, _living, free_ports, wait_until, wait_until_async
+from dev.processes import Server, ServerDied, free_ports, in_session, wait_until, wait_until_async
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,7 +170,7 @@ def test_frozen_while_it_forks(start: Start) -> None:
     server = start("while :; do sleep 600 & echo $!; sleep 0.001; done")
     wait_until(lambda: len(server.tail().split()) >= 20, 10, "some children")
     server.freeze()
-    living = _living(server.pid)
+    living = in_session(server.pid)
     assert len(living) > 20
     wait_until(lambda: {state(pid) for pid in living} == {"T"}, 2, "all of them to stand still")
-    assert _living(server.pid) == living
+    assert in_session(server.pid) == living

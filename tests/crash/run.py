@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import ALL_CLUSTERS, publish
 from dev.kubernetes import KubernetesCluster
-from dev.processes import _signal, descendants
+from dev.processes import descendants, send_signal
 from dev.spark import SMALL_JVM, StandaloneCluster, archived_classes, ensure_spark
 from dev.yarn import YarnCluster
 from tests.clusters import Clusters
@@ -209,7 +209,7 @@ def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[
             told = len(cases)
     finally:  # broken off: nobody else would end the processes of their tasks
         for pid in [process.pid for process in running if process.pid is not None]:
-            _signal(descendants(pid), signal.SIGKILL)
+            send_signal(descendants(pid), signal.SIGKILL)
     return well
 
 

@@ -30,7 +30,7 @@ from dev import processes
 from dev.airflow import IMPATIENT
 from dev.airflow import Airflow as Servers
 from dev.postgres import Postgres
-from dev.processes import _signal, free_port, process
+from dev.processes import free_port, process, send_signal
 from dev.proxy import Proxy, Request
 from tests.airflow.backdoor import miss_heartbeat
 from tests.crash.inprocess import TASK, Stuck
@@ -174,7 +174,7 @@ class _Place:
             # One that has nothing more to do than wait for the next task may hold the lock of their queue.
             both = "Airflow: " in said and not self._last
             self.given_up = both and bool(supervisor)
-            _signal([supervisor, runner] if self.given_up else [runner], signal.SIGKILL)
+            send_signal([supervisor, runner] if self.given_up else [runner], signal.SIGKILL)
 
         self.interposer.watch(runner, kill)
 
