@@ -30,8 +30,10 @@ __all__ = [
     "digest_of",
     "fingerprint_of",
     "generation_of",
+    "is_last",
     "map_index",
     "owner_of",
+    "pull",
     "store_of",
     "way_out",
     "write",
@@ -119,6 +121,17 @@ def _plain(value: Any) -> Any:
 def map_index(ti: Any) -> int:
     """Return the map index of a task instance, -1 if it is not mapped."""
     return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def is_last(context: Context) -> bool:
+    """Whether no retry follows this try."""
+    return bool(context["ti"].try_number > context["ti"].max_tries)
+
+
+def pull(context: Context, key: str) -> Any:
+    """Return what this task instance has pushed. Without its map index Airflow answers with those of all items."""
+    ti = context["ti"]
+    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index(ti))
 
 
 def deployment() -> str:

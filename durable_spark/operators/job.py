@@ -8,25 +8,22 @@ the triggerer. Around both stands the record (:class:`~durable_spark.jobs.Record
 window that the mixin names in its docstring: the intent is written before anything is sent, so that a
 job whose worker died before it could store the ID is found again.
 
-What flows in: a hook, a description of a job. What flows out: the job's ID, or an exception of Airflow's.
-
-The trap: Airflow fences ``set`` on the store for a process of an older try (404), while ``get`` answers
-as if the store were empty (tried on 3.3.2). So the record is written before every request that changes
-something on the cluster, and nothing is concluded from an empty ``get`` alone.
+What flows in: a hook, a description of a job. What flows out: the job's ID, or an exception of Airflow's. What is
+decided is here; below it are the record (:mod:`~durable_spark.operators._recorded`), what is said to the cluster
+(:mod:`~durable_spark.operators._cluster`) and what the end of a job comes to
+(:mod:`~durable_spark.operators._ending`), with a trap each.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from airflow.sdk import BaseOperator, ResumableJobMixin
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -35,56 +32,41 @@ from airflow.sdk.exceptions import (
     TaskDeferralError,
     TaskDeferralTimeout,
 )
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from durable_spark.hooks.job import JobHook, load_hook_class
+from durable_spark.hooks.job import JobHook
 from durable_spark.jobs import (
-    ENDED_BY_A_PERSON,
-    RECORD_KEY,
-    TRY_XCOM_KEY,
-    AuthenticationFailed,
     BadArguments,
     BadConfiguration,
-    ClusterChanged,
-    ClusterError,
     ClusterUnreachable,
     DeadlinePassed,
     DurableJobError,
-    Found,
     JobEnded,
-    JobFailed,
-    JobKilled,
     JobLost,
     JobRef,
     JobState,
     JobStatus,
     Link,
     OutageTooLong,
-    PreviousSubmission,
     Record,
-    RequestRefused,
     Submission,
-    SubmissionRefused,
     SubmissionUncertain,
     Verdict,
-    new_token,
     utc,
 )
 from durable_spark.links import JobHistoryLink, JobLink, JobLogLink, JobTrackingLink, StoredLink
 from durable_spark.operators._conversation import Conversation, first_event
+from durable_spark.operators._ending import EndingTask
 from durable_spark.operators._store import (
     Superseded,
     deployment,
     digest_of,
-    fingerprint_of,
     generation_of,
     map_index,
     owner_of,
     store_of,
     way_out,
-    write,
 )
-from durable_spark.operators._telling import count, push_decision, submission_span
+from durable_spark.operators._telling import push_decision, submission_span
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -92,24 +74,20 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
     from pydantic import JsonValue
 
-    from durable_spark.triggers.job import JobEvent, JobTriggerArguments
+    from durable_spark.triggers.job import JobTriggerArguments
 
 __all__ = ["DurableJobOperator"]
 
 _BACKSTOP_MARGIN = 120.0
 """Seconds after the deadline at which Airflow itself ends the deferral, should the trigger not have."""
-_KILL_CONFIRMED_WITHIN = 30.0
-_LET_GO_WITHIN = 60.0
 _TIMER_MARGIN = 2.0
-_LOOK_AGAIN_AFTER = 1.0
 _UPSTREAM_DRIVER_STATUS = "k8s_driver_status"
 """Where upstream's SparkSubmitOperator caches a pod's end, and believes it of the next pod, too."""
-_GONE = "gone"
 _ANOTHER = "another"
 """What a try that will submit anew says in place of a token: no job that an older process still submits is wanted."""
 
 
-class DurableJobOperator(ResumableJobMixin, BaseOperator):
+class DurableJobOperator(EndingTask):
     """
     Runs a job on any service for which there is a :class:`~durable_spark.hooks.job.JobHook`.
 
@@ -200,33 +178,6 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._fingerprint: str | None = None
         self._adopted = False
         self._reason = ("fresh_submit", "there is no earlier submission")
-
-    # What a subclass may say
-
-    @property
-    def hook_path(self) -> str:
-        """The class path of the hook, as the trigger's arguments carry it."""
-        return self.hook if isinstance(self.hook, str) else f"{self.hook.__module__}.{self.hook.__qualname__}"
-
-    def build_job(self, context: Context) -> Any:
-        """
-        Return the description of the job for :meth:`JobHook.prepare` and :meth:`JobHook.submit`.
-
-        :raises BadArguments: when an argument is wrong.
-        """
-        return self.describe_job()
-
-    def describe_job(self) -> Any:
-        """Return what of :meth:`build_job` is the same on every try as long as the Dag is."""
-        return self.job
-
-    def after_end(self) -> None:
-        """
-        Do what is to be done once a job has ended, or is lost.
-
-        Its verdict is in the store by then, so a process that dies here is not followed by another that does it again.
-        Within one process it may be called more than once.
-        """
 
     # What Airflow calls
 
@@ -446,67 +397,6 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 why = "it carries the token of the record, which had no job yet"
                 self._adopt(context, "adopt_found", "adoptions.found", why)
 
-    def _is_cleared(self, context: Context, record: Record) -> bool:
-        return (record.generation, record.fingerprint) != (generation_of(context), self._fingerprint_of(context))
-
-    def _fingerprint_of(self, context: Context) -> str:
-        """Return the fingerprint, made once: over an XCom's list it takes a request."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint_of(context)
-        return self._fingerprint
-
-    def _fence(self, context: Context) -> None:
-        """
-        See that this try is in charge, where there is nothing else to be written.
-
-        :raises Superseded: when another try is.
-        """
-        if self.durable:
-            write(context, TRY_XCOM_KEY, str(context["ti"].id), for_ever=False)
-
-    def _load(self, context: Context) -> None:
-        value = store_of(context).get(RECORD_KEY) if self.durable else None
-        if value is None:
-            self._record = None
-            return
-        try:
-            self._record = Record.from_json(value)
-        except (ValueError, TypeError) as error:
-            raise BadConfiguration(
-                f"the record of this task in the task state store cannot be read ({error}); nothing was submitted. "
-                f"{way_out(context)}"
-            ) from error
-
-    def _save(self, context: Context, record: Record) -> None:
-        """
-        Write the record. This is the fence: an older try is refused here.
-
-        :raises Superseded: when another try is in charge.
-        """
-        ended = record.verdict is not None and (self._record is None or self._record.verdict is None)
-        self._record = record
-        if self.durable:
-            write(context, RECORD_KEY, record.to_json(), for_ever=record.verdict is None)
-        if ended:
-            self.after_end()
-
-    def mirror(self, context: Context, job_id: JsonValue) -> None:
-        """Write the job's ID where upstream's operators and other readers look for it."""
-        ended = self._record is not None and self._record.verdict is not None
-        if self.durable and self._mirrored != (job_id, ended):
-            write(context, self.external_id_key, job_id, for_ever=not ended)
-            self._mirrored = (job_id, ended)
-
-    def _new_submission(self, context: Context, prior: Record | None) -> Submission:
-        ti = context["ti"]
-        return Submission(
-            token=new_token(),
-            owner=owner_of(context),
-            deployment=deployment(),
-            ordinal=prior.submission.ordinal + 1 if prior else 1,
-            name=f"{ti.dag_id}.{ti.task_id}",
-        )
-
     def _adopt_what_upstream_submitted(self, context: Context, job_id: JsonValue) -> None:
         """Take up a job ID under upstream's key that our record does not list: upstream's operator ran since."""
         prior = self._record
@@ -536,36 +426,6 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             self._run_anew(
                 "clear_resubmit", f"{job_id}, which another operator stored, ended before the task was cleared"
             )
-
-    def _record_of(
-        self,
-        context: Context,
-        submission: Submission,
-        *,
-        job: JobRef | None = None,
-        cluster: Sequence[str] | None = None,
-        previous: tuple[PreviousSubmission, ...] = (),
-    ) -> Record:
-        """
-        Return a record: of a submission that is about to be sent, or of a job that has none.
-
-        :param cluster: the cluster's names, if not those that the connection has now.
-        """
-        talk = self._conversing
-        return Record(
-            submission=submission,
-            generation=generation_of(context),
-            fingerprint=self._fingerprint_of(context),
-            arguments="" if job else digest_of(submission.token, self.describe_job()),
-            cluster=tuple(talk.run(talk.hook.cluster()) if cluster is None else cluster),
-            intended_at=time.time(),
-            job=job,
-            previous=previous,
-        )
-
-    def _unrecorded(self, context: Context, job: JobRef, *, token: str) -> Record:
-        """Return a record for a job that has none: the task is not durable, or its record was deleted."""
-        return self._record_of(context, Submission(token=token), job=job, cluster=())
 
     def _adopt(self, context: Context, decision: str, what: str, why: str) -> None:
         """Say that a job is followed of which the record did not know."""
@@ -651,256 +511,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._kill_old(context, job)
         self._run_anew("clear_resubmit", f"{why}, and {job} is dead")
 
-    def _kill_old(self, context: Context, job: JobRef) -> None:
-        """
-        Kill an old job and wait until it is seen dead.
-
-        :raises JobEnded: when that takes longer than ``kill_timeout``. Nothing was submitted.
-        """
-        try:
-            status = self._kill_and_see_dead(context, job, within=self.kill_timeout)
-        except _StillAlive as error:
-            raise JobEnded(
-                f"the old job {job} was not seen dead within {self.kill_timeout:.0f} s ({error}); nothing was submitted"
-            ) from error
-        if status.state is JobState.ABSENT:
-            self.log.warning("The cluster does not know %s any more: taken for dead", status.job)
-        else:
-            self.log.info("%s is %s", status.job, status.raw or status.state.value)
-        self._release(status.job)
-
-    def _kill_and_see_dead(self, context: Context, job: JobRef, *, within: float) -> JobStatus:
-        """
-        Kill a job, and what the cluster starts in its place, until it is dead or not known any more.
-
-        :param within: seconds.
-        :raises _StillAlive: when the time is up, with what was seen last.
-        """
-        talk = self._conversing
-        until = time.monotonic() + within
-        while True:
-            try:
-                self._kill_noted(context, job)
-                status = talk.run(talk.hook.poll([job]))[job]
-                another = self._another(context, self._record, status, within=0.0) if self._record is not None else None
-                if another is not None:
-                    job, status = another.job, another
-                    self._record = self._recorded.moved_to(job)
-                elif status.state.final or status.state is JobState.ABSENT:
-                    return status
-                trouble = f"{job} is still {status.raw or status.state.value}"
-            except (ClusterError, SubmissionUncertain) as error:
-                trouble = str(error)
-            if time.monotonic() >= until:
-                raise _StillAlive(trouble)
-            talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-
-    # What is to be done: the cluster
-
-    def _expect_same_cluster(self, record: Record) -> None:
-        talk = self._conversing
-        names = talk.run(talk.hook.cluster())
-        if record.cluster and not set(names) & set(record.cluster):
-            raise ClusterChanged(
-                f"connection {self.conn_id!r} names {', '.join(names)}, but job "
-                f"{record.job or record.submission.token} was submitted to {', '.join(record.cluster)}. "
-                "Restore the connection, or end that job and clear its record"
-            )
-
-    def _find(self, context: Context, record: Record) -> Found | None:
-        """Return the submission's job, ``None`` if it is proven absent; kill jobs that came beside it."""
-        talk = self._conversing
-        found = talk.run(talk.hook.find(record.submission))
-        if not isinstance(found, Found):
-            return None
-        for younger in found.younger:
-            self.log.error("Killing %s: it carries the token of %s, and only one was meant", younger, found.status.job)
-            self._save(context, record)
-            try:
-                self._kill(younger)
-            except RequestRefused as error:  # it may be another user's, who has copied our labels
-                self.log.error("%s could not be killed, look at it yourself: %s", younger, error)
-        return found
-
-    def _another(self, context: Context, record: Record, status: JobStatus, *, within: float) -> JobStatus | None:
-        """
-        Return another job of the submission if a job has ended, was relaunched or is not known, and that one counts.
-
-        That is one that the cluster itself started in its place, or the older one of two requests. Of what has ended,
-        one that was killed, or is not known either, says nothing. ``None`` also if it can never be told.
-
-        :param within: seconds for which the end of younger ones is waited for, which are killed.
-        :raises SubmissionUncertain: when it cannot be told yet, or a younger one is not seen dead by then.
-        """
-        if status.state not in (JobState.RELAUNCHED, JobState.ABSENT) and not (record.resent and status.state.final):
-            return None
-        until = time.monotonic() + within
-        try:
-            found = self._find(context, record)
-            while found is not None and found.younger and status.state is not JobState.SUCCEEDED:
-                if time.monotonic() >= until:
-                    names = ", ".join(map(str, found.younger))
-                    raise SubmissionUncertain(f"{names}, of the same submission as {status.job}, may not be dead yet")
-                self._conversing.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-                found = self._find(context, record)
-        except SubmissionRefused:  # its name is somebody else's by now
-            return None
-        except SubmissionUncertain as error:
-            if not error.permanent:
-                raise
-            self.log.info("Whether another job stands in the place of %s can never be told: %s", status.job, error)
-            return None
-        if found is None or found.status.job == status.job:
-            return None
-        return None if record.resent and not found.counts else found.status
-
-    def _kill(self, job: JobRef) -> None:
-        """Kill a job whose end nobody waits for."""
-        self._conversing.run(self._conversing.hook.kill(job))
-        self._release(job)
-
-    def _kill_noted(self, context: Context, job: JobRef) -> None:
-        """
-        Kill the task's job, and have that in the record before, unless the cluster does not take the kill.
-
-        :raises Superseded: when another try is in charge. Nothing was killed.
-        """
-        if self._record is None:
-            self._fence(context)
-            self._conversing.run(self._conversing.hook.kill(job))
-            return
-        before = self._record
-        self._save(context, dataclasses.replace(before, killing=True))
-        try:
-            self._conversing.run(self._conversing.hook.kill(job))
-        except (AuthenticationFailed, RequestRefused):  # nobody has killed it: if it is gone one day, it is lost
-            self._save(context, dataclasses.replace(self._recorded, killing=False, unanswered=False))
-            raise
-        except ClusterUnreachable:
-            if not before.killing:  # else an earlier kill may have been answered
-                self._save(context, dataclasses.replace(self._recorded, unanswered=True))
-            raise
-        if before.unanswered:
-            self._save(context, dataclasses.replace(self._recorded, unanswered=False))
-
-    def _release(self, job: JobRef | None, *, within: float = _LET_GO_WITHIN) -> None:
-        """
-        Let go of a job that this task has done with. What fails here is no reason to fail the task.
-
-        No later try does it, so an outage that is short is waited out, and a refusal is not believed at once.
-
-        :param within: seconds.
-        """
-        if job is None:
-            return
-        from durable_spark.triggers.feed import pauses
-
-        hook = self._conversing.hook
-
-        async def let_go() -> None:
-            async for attempt in AsyncRetrying(
-                stop=lambda state: self._kill_requested or (state.seconds_since_start or 0.0) >= within,
-                wait=pauses(wait_random_exponential(multiplier=0.5, max=5), within=within),
-                retry=retry_if_exception_type(ClusterError),
-                reraise=True,
-            ):
-                with attempt:
-                    await hook.release(job)
-
-        try:
-            self._conversing.run(let_go())
-        except Exception as error:
-            self.log.warning("What the cluster keeps of %s could not be let go of: %r", job, error)
-
-    def _release_unless_followed_on(self, context: Context, job: JobRef) -> None:
-        """Let go of a job, but not while its end is not recorded and a retry follows that will look for it."""
-        record = self._record
-        ended = record is not None and record.verdict is not None
-        if not ended and self.durable and not _is_last(context):
-            return
-        if not ended:
-            self._fence(context)  # a later try may follow it
-        self._release(job, within=_LET_GO_WITHIN if ended else 0.0)  # else it is the cluster's outage that ends the try
-
-    def _poll_or_none(self, job: JobRef) -> JobStatus | None:
-        """Return the job's status, ``None`` when the cluster is out of reach."""
-        talk = self._conversing
-        try:
-            status = talk.run(talk.hook.poll([job]))[job]
-            if status.state is JobState.ABSENT:
-                talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-                status = talk.run(talk.hook.poll([job]))[job]
-        except ClusterError as error:
-            self.log.warning("No word of %s yet: %s", job, error)
-            return None
-        return status
-
-    def _look(self, context: Context) -> JobStatus | None:
-        """Return the status of the recorded job, or of the one that stands in its place."""
-        record = self._recorded
-        assert record.job is not None  # noqa: S101 the mixin asks only for a job that it was given
-        status = self._poll_or_none(record.job)
-        submits = self.on_lost == "resubmit"
-        another = self._successor(context, record, status, submits=submits) if status is not None else None
-        if another is None:
-            return status
-        self._save(context, record.moved_to(another.job))
-        return another
-
-    def _successor(self, context: Context, record: Record, status: JobStatus, *, submits: bool) -> JobStatus | None:
-        """
-        Do the same as :meth:`_another`, and take it for ``None`` if it cannot be told yet and nobody would be harmed.
-
-        :param submits: whether a new submission follows if there is none and the job is not known.
-        """
-        try:
-            return self._another(context, record, status, within=self.kill_timeout)
-        except (ClusterError, SubmissionUncertain) as error:
-            if status.state in (JobState.FAILED, JobState.KILLED) or (status.state is JobState.ABSENT and submits):
-                raise  # it is looked for again, rather than submitted beside
-            self.log.info("Whether another job stands in the place of %s cannot be told: %s", status.job, error)
-            return None
-
-    def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
-        """Another try is in charge, or the run is gone: kill our job only if it is one too many, or nobody's."""
-        talk = self._conversing
-        if self._state_that_ends_it(context) == _GONE:
-            self._leave_nobodys(job)
-            return
-        one_too_many: dict[JobRef, str] = {}
-        in_charge = _pull(context, TRY_XCOM_KEY)
-        another = isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token)
-        if another:
-            one_too_many[job] = "the try in charge runs another submission"
-        with contextlib.suppress(DurableJobError):
-            found = talk.run(talk.hook.find(submission))
-            if isinstance(found, Found):  # ours may not be the one that was seen first
-                first, others = found.status.job, found.younger
-                if first != job and job not in others and found.status.state.active:
-                    others = (*others, job)
-                if another and found.status.state.active:
-                    others = (first, *others)
-                for each in others:
-                    one_too_many.setdefault(each, f"{first} is the job of this submission")
-        if not one_too_many:
-            self.log.warning("Another try is in charge: leaving %s to it", job)
-        for each, reason in one_too_many.items():
-            self.log.error("Another try is in charge, and %s: killing %s", reason, each)
-            self._kill(each)
-
     # Waiting and ending
-
-    def _deadline(self, context: Context) -> float | None:
-        """Return when the execution timeout of this try passes, in seconds since the epoch."""
-        timeout: timedelta | None = self.execution_timeout
-        return None if timeout is None else float(context["ti"].start_date.timestamp() + timeout.total_seconds())
-
-    def _is_past_deadline(self, context: Context) -> bool:
-        deadline = self._deadline(context)
-        return deadline is not None and time.time() >= deadline
-
-    def _deadline_passed(self, what: str) -> DeadlinePassed:
-        return DeadlinePassed(f"the execution timeout of {self.execution_timeout} passed: {what}")
 
     def _trigger_arguments(self, context: Context, job: JobRef) -> JobTriggerArguments:
         from durable_spark.triggers.job import JobTriggerArguments, digest_of_links
@@ -1033,222 +644,7 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self._release_unless_followed_on(context, job)
         raise AirflowException(f"{what}{self._leftover(context)}")
 
-    def _expect_still_wanted(self, context: Context) -> None:
-        """Before letting go of the job, see whether a person has ended the task meanwhile."""
-        job = self._recorded.job
-        if (state := self._state_that_ends_it(context)) is None:
-            return
-        if state == _GONE:
-            self._leave_nobodys(job)
-        elif job is not None and self.kill_jobs:
-            self.log.warning("This task is %s by now: killing %s", state, job)
-            self._kill_noted(context, job)
-            self._release(job)
-        else:
-            self._release(job)
-        raise AirflowException(f"This task was set to {'removed' if state == _GONE else state} meanwhile")
-
-    def _leave_nobodys(self, job: JobRef | None) -> None:
-        """Kill, or keep, the job of a task instance that is gone: there is no record any more, and no other try."""
-        if job is not None and self.kill_jobs:
-            self.log.warning("This task is gone by now: killing %s", job)
-            self._kill(job)
-        else:
-            self._release(job)
-
-    def _state_that_ends_it(self, context: Context) -> str | None:
-        """Return the state in which nobody waits for the job any more; ``None`` if the task goes on, or who knows."""
-        from durable_spark.triggers.job import state_of
-
-        ti = context["ti"]
-        try:
-            state = state_of(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index(ti))
-        except Exception as error:
-            self.log.warning("The state of this task could not be read: %s", error)
-            return None
-        return state or _GONE if state in ENDED_BY_A_PERSON else None
-
-    def _complete(self, context: Context, event: JobEvent) -> Any:
-        if self._record is None:
-            self._load(context)
-        record = self._record
-        if record is None:
-            record = self._unrecorded(context, event.job, token=event.token)
-        if record.submission.token != event.token:
-            raise AirflowException("The trigger's event is about an earlier submission of this task")
-        self._record = record.moved_to(event.job)
-        if event.kind in ("lost", "timeout") and not event.confirmed:
-            noted = self._noted(context)
-            killed = self._fold_in_the_triggers_kill(noted)
-            if event.kind == "lost" and not killed and noted is not None and noted.kind in ("succeeded", "killed"):
-                event = noted  # Airflow had no answer, maybe, for the trigger that was to read what one before had seen
-        if event.kind == "timeout":
-            return self._conclude(
-                context,
-                self._end_at_deadline(context, event.job, confirmed=event.confirmed, message=event.message),
-            )
-        if event.kind == "outage":
-            self._release_unless_followed_on(context, event.job)
-            raise OutageTooLong(f"{event.job}: {event.message}")
-        state = JobState.ABSENT if event.kind == "lost" else JobState(event.kind)
-        return self._conclude(context, JobStatus(job=event.job, state=state, raw=event.state, message=event.message))
-
-    def _conclude(self, context: Context, status: JobStatus) -> Any:
-        """Return or raise what the end of a job comes to, or the loss of it."""
-        status = self._killed_if_gone(status)
-        return self._lost(context, status) if status.state is JobState.ABSENT else self._finish(context, status)
-
-    def _killed_if_gone(self, status: JobStatus) -> JobStatus:
-        """Return the status; a job that is gone after this task has asked for its kill was killed, not lost."""
-        if status.state is not JobState.ABSENT or not self._recorded.killing:
-            return status
-        return dataclasses.replace(status, state=JobState.KILLED, message="killed by this task, in this try or before")
-
-    def _fold_in_the_triggers_kill(self, noted: JobEvent | None) -> bool:
-        """Take over into the record that this try's trigger has sent a kill, if it has noted one. Whether it has."""
-        record = self._record
-        if record is None or record.verdict is not None:
-            return False
-        if noted is None or not (noted.confirmed or noted.kind == "failed"):
-            return False
-        self._record = dataclasses.replace(record, killing=True, unanswered=False)
-        return True
-
-    def _noted(self, context: Context) -> JobEvent | None:
-        """Return the event that a trigger of this try has noted of the record's job, if there is one."""
-        from durable_spark.triggers.job import NOTE_XCOM_KEY, noted_end
-
-        record = self._record
-        if record is None:
-            return None
-        noted = noted_end(_pull(context, NOTE_XCOM_KEY), ti_id=str(context["ti"].id))
-        of_the_record = noted is not None and (noted.job, noted.token) == (record.job, record.submission.token)
-        return noted if of_the_record else None
-
-    def _job_of_this_try(self, context: Context) -> JobRef | None:
-        if self._record is not None:
-            return self._record.job
-        job_id = _pull(context, self.external_id_key)
-        return JobRef(job_id) if isinstance(job_id, str) else None
-
-    def _finish(self, context: Context, status: JobStatus) -> str:
-        """
-        Write the verdict, then return the job's ID or raise.
-
-        :raises JobFailed, JobKilled: with the cluster's words and the end of the job's log.
-        """
-        self._save(context, dataclasses.replace(self._recorded.moved_to(status.job), verdict=Verdict.of(status)))
-        self.mirror(context, status.job.id)
-        if status.state is JobState.SUCCEEDED:
-            self.log.info("%s is %s", status.job, status.raw or "succeeded")
-            self._release(status.job)
-            return status.job.id
-        what = f"{status.job} ended as {status.raw or status.state.value}"
-        if status.message:
-            what += f": {status.message}"
-        tail = self._log_tail(status.job)
-        self._release(status.job)
-        if tail:
-            what += "\nThe last lines of its log:\n" + "\n".join(tail)
-        raise (JobKilled if status.state is JobState.KILLED else JobFailed)(what)
-
-    def _log_tail(self, job: JobRef) -> Sequence[str]:
-        """Return the end of the job's log. What fails here must not hide how the job ended."""
-        talk = self._conversing
-        try:
-            return talk.run(talk.hook.log_tail(job, self.log_lines))
-        except Exception as error:
-            self.log.warning("The log of %s could not be read: %r", job, error)
-            return ()
-
-    def _lost(self, context: Context, status: JobStatus) -> Any:
-        if self.on_lost == "fail":
-            raise self._job_lost(context, status)
-        last = self._look(context)
-        if last is not None and last.state.final:
-            return self._finish(context, last)
-        if last is None or last.state is not JobState.ABSENT:
-            raise OutageTooLong(f"{status.job} is known again, or the cluster is out of reach")
-        self._reason = ("lost_resubmit", f"{status.job} is lost, and on_lost='resubmit'")
-        self._count(context, "lost_jobs")
-        self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(last)))
-        self._release(status.job)
-        job_id = self.submit_job(context)
-        self.mirror(context, job_id)
-        return self.poll_until_complete(job_id, context)
-
-    def _job_lost(self, context: Context, status: JobStatus) -> JobLost:
-        """Let go of what may be left of a job that is lost, and return what to raise."""
-        record = self._recorded
-        self._fence(context)
-        self._count(context, "lost_jobs")
-        self.after_end()
-        self._release(status.job)
-        log = _pull(context, Link.LOG.xcom_key)
-        known = [self._origin(record), status.message, f"its log was at {log}" if log else ""]
-        lost = JobLost(
-            f"the cluster does not know {status.job} any more, and its end was not seen: it may have succeeded or "
-            f"failed. {'; '.join(part for part in known if part)}. Look at what it was to write; then clear the task "
-            "to run it again, or mark it as succeeded. on_lost='resubmit' submits anew by itself"
-        )
-        push_decision(context, "lost", why=str(lost), job=status.job, submission=record.submission)
-        return lost
-
-    def _end_at_deadline(
-        self, context: Context, job: JobRef, *, confirmed: bool = False, message: str = ""
-    ) -> JobStatus:
-        """
-        End a job because the execution timeout has passed.
-
-        :param confirmed: whether the trigger has killed it and seen it dead.
-        :return: what has become of it, if it ended by itself or is lost.
-        :raises DeadlinePassed: with what has become of it, otherwise.
-        """
-        record = self._record or self._unrecorded(context, job, token=new_token())
-        self._record = record.moved_to(job)
-        if confirmed:
-            self._save(context, dataclasses.replace(self._record, verdict=_killed(message)))
-            self._release(job)
-            raise self._deadline_passed(f"{job} was killed")
-        try:
-            self._expect_same_cluster(self._record)
-            status = self._killed_if_gone(self._look(context) or JobStatus(job=job, state=JobState.UNKNOWN))
-            if status.state.active and self.on_timeout == "keep":
-                self._release_unless_followed_on(context, job)
-                raise self._deadline_passed(f"{status.job} was left running, as on_timeout='keep' asks")
-            if status.state.active:
-                status = self._kill_and_see_dead(context, status.job, within=_KILL_CONFIRMED_WITHIN)
-            if not self._recorded.killing or status.state in (JobState.SUCCEEDED, JobState.FAILED):
-                return status
-        except (ClusterChanged, ClusterError, SubmissionUncertain) as error:
-            self._release_unless_followed_on(context, job)
-            raise self._deadline_passed(f"{job} could not be killed: {error}") from error
-        except _StillAlive as error:
-            self._release_unless_followed_on(context, job)
-            raise self._deadline_passed(f"{job} was to be killed, but is not seen dead yet: {error}") from error
-        self._save(context, dataclasses.replace(self._recorded, verdict=Verdict.of(self._killed_if_gone(status))))
-        self._release(status.job)
-        raise self._deadline_passed(f"{status.job} was killed and is {status.raw or 'gone'}")
-
     # What others see
-
-    def _push_try(self, context: Context, token: str) -> None:
-        """Say which try is in charge, before looking at the cluster: the trigger and an older try read it."""
-        ti = context["ti"]
-        ti.xcom_push(key=TRY_XCOM_KEY, value={"token": token, "ti_id": str(ti.id)})
-
-    def _push_job(self, context: Context) -> None:
-        """Let others see the job and its links, as soon as they are known and whatever becomes of this try."""
-        job = self._record.job if self._record else None
-        if job is None:
-            return
-        values = {link.xcom_key: url for link, url in (self._status.links if self._status else {}).items()}
-        if self.do_xcom_push:
-            values[self.external_id_key] = job.id
-        for key, value in values.items():
-            if self._pushed.get(key) != value:
-                context["ti"].xcom_push(key=key, value=value)
-                self._pushed = {**self._pushed, key: value}  # the dict itself is shared with the Dag's operator
 
     def _warn_of_changed_arguments(self, context: Context, status: JobStatus) -> None:
         record = self._recorded
@@ -1262,17 +658,6 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
             return
         if record.arguments and record.arguments != digest:
             self.log.warning("The arguments of this task have changed; %s %s with the old ones", record.job, runs)
-
-    def _origin(self, record: Record) -> str:
-        """Return which submission it is, and where it went, for logs and messages."""
-        submission = record.submission
-        return (
-            f"submission {submission.ordinal} (token {submission.token}) to {', '.join(record.cluster)} "
-            f"by connection {self.conn_id!r} at {utc(record.intended_at)}"
-        )
-
-    def _count(self, context: Context, what: str) -> None:
-        count(context, what, operator=type(self).__name__, conn_id=self.conn_id)
 
     def _tell_found(self, context: Context, status: JobStatus, why: str) -> None:
         """Say what a try has found of the job in the record; what it makes of it, the mixin says."""
@@ -1312,48 +697,9 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
                 submission=record.submission if record else None,
             )
 
-    def _leftover(self, context: Context, error: BaseException | None = None) -> str:
-        """Return what a try that ends without a verdict may leave behind, and the way out."""
-        record = self._record
-        if record is None or record.verdict is not None:
-            return ""
-        if isinstance(error, (BadArguments, JobLost, SubmissionRefused)):
-            return ""
-        if record.job is None and isinstance(error, SubmissionUncertain) and error.permanent:
-            return f". {way_out(context)}"
-        if record.job is not None and self._anew and (self._old_is_dead or not _is_last(context)):
-            return ""  # else it is an old job, which no try is left to kill
-        what = f"{record.job} may still run" if record.job else "whether the submission has become a job is not known"
-        if not self.durable:
-            return f". {what}: without a record nobody looks for it, so look on the cluster"
-        if not _is_last(context):
-            return f". {what}: the next try {'follows it on' if record.job else 'looks for it'}"
-        if record.job is None:
-            return f". {what}, and no try is left. {way_out(context)}"
-        if self.on_clear == "reconnect":
-            return f". {what}, and no try is left. The way out: clear the task, which follows it on"
-        return (
-            f". {what}, and no try is left. The way out: clear the task, which kills it and runs again; with "
-            "on_clear='reconnect' in the Dag, a clear follows it on"
-        )
-
     def _forget_upstream_status(self, context: Context) -> None:
         if self.durable:
             store_of(context).delete(_UPSTREAM_DRIVER_STATUS)
-
-    # The conversation with the cluster
-
-    @property
-    def _recorded(self) -> Record:
-        if self._record is None:
-            raise RuntimeError("there is no record yet")
-        return self._record
-
-    @property
-    def _conversing(self) -> Conversation:
-        if self._talk is None:
-            raise RuntimeError("no conversation with the cluster is open")
-        return self._talk
 
     @contextlib.contextmanager
     def _answering(self, context: Context) -> Iterator[None]:
@@ -1364,19 +710,6 @@ class DurableJobOperator(ResumableJobMixin, BaseOperator):
         self.operator_extra_links = others
         with translated(lambda error: self._leftover(context, error)), self._conversation():
             yield
-
-    @contextlib.contextmanager
-    def _conversation(self) -> Iterator[None]:
-        if not self.conn_id:
-            raise BadArguments("conn_id: name the Airflow connection of the cluster")
-        self._talk = Conversation(load_hook_class(self.hook_path)(self.conn_id))
-        if self._kill_requested:
-            self._talk.interrupt()
-        try:
-            yield
-        finally:
-            talk, self._talk = self._talk, None
-            talk.close()
 
 
 class _StoredJobID:
@@ -1407,10 +740,6 @@ class _StoredJobID:
         self._store.delete(key)
 
 
-class _StillAlive(Exception):
-    """A job that was killed is not seen dead yet. The message says what was seen last, or what was in the way."""
-
-
 @contextlib.contextmanager
 def translated(leftover: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
     """
@@ -1431,17 +760,6 @@ def translated(leftover: Callable[[BaseException], str] = lambda _: "") -> Itera
         raise AirflowTaskTimeout(f"{error}{leftover(error)}") from error
 
 
-def _is_last(context: Context) -> bool:
-    """Whether no retry follows this try."""
-    return bool(context["ti"].try_number > context["ti"].max_tries)
-
-
-def _pull(context: Context, key: str) -> Any:
-    """Return what this task instance has pushed. Without its map index Airflow answers with those of all items."""
-    ti = context["ti"]
-    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index(ti))
-
-
 def _one_of(name: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {' or '.join(map(repr, allowed))}, not {value!r}")
@@ -1456,7 +774,3 @@ def _status_of(record: Record) -> JobStatus:
     assert record.job is not None and record.verdict is not None  # noqa: S101, PT018
     verdict = record.verdict
     return JobStatus(job=record.job, state=verdict.state, raw=verdict.raw, message=verdict.message)
-
-
-def _killed(message: str) -> Verdict:
-    return Verdict(state=JobState.KILLED, raw="KILLED", message=message, at=time.time())

@@ -38,6 +38,7 @@ from hypothesis.stateful import (
 )
 
 from durable_spark.jobs import JobState, Record, Submission
+from durable_spark.operators import _cluster, _ending, _recorded
 from durable_spark.operators import job as operator_module
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import feed as feed_module
@@ -620,9 +621,10 @@ def simulated() -> Iterator[None]:
         patch.setattr(XCom, "aget_one", aget)
         patch.setattr(XCom, "aset", apush)
         patch.setattr(trigger_module, "state_of", state_of)
-        patch.setattr(operator_module, "new_token", token)
+        for module in (_recorded, _ending):
+            patch.setattr(module, "new_token", token)
         patch.setattr(asyncio, "new_event_loop", lambda: Loop(clock))
-        for module in (operator_module, trigger_module, feed_module, tenacity):
+        for module in (_recorded, _cluster, _ending, operator_module, trigger_module, feed_module, tenacity):
             patch.setattr(module, "time", clock.module)
         logging.disable(logging.CRITICAL)
         before = structlog.get_config()

@@ -25,8 +25,9 @@ from durable_spark.jobs import (
     SubmissionRefused,
     SubmissionUncertain,
 )
-from durable_spark.operators import job as operator_module
+from durable_spark.operators import _ending, _recorded
 from durable_spark.operators._store import Superseded
+from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import job as trigger_module
 from durable_spark.triggers.job import NOTE_XCOM_KEY, JobEvent
 from tests.unit.test_hard_cases import relaunch
@@ -491,7 +492,7 @@ class TestLastTry:
         self, request: pytest.FixtureRequest, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[Callable[..., str]]:
         """End a try with a job that may be alive. Returns what is raised."""
-        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.05)
+        monkeypatch.setattr(_ending, "_KILL_CONFIRMED_WITHIN", 0.05)
 
         def end(**arguments: Any) -> str:
             one = instance.begin(**arguments)
@@ -647,7 +648,7 @@ class TestChangedCode:
             raise BadArguments("application_args: a list of arguments, not str")
 
         instance.begin().execute()
-        monkeypatch.setattr(operator_module.DurableJobOperator, "describe_job", refuse)
+        monkeypatch.setattr(DurableJobOperator, "describe_job", refuse)
         assert job_of(instance.begin().execute()) == "job-1"
         assert "are wrong by now, but job-1 runs on with the old ones: application_args" in capsys.readouterr().out
 
@@ -699,7 +700,7 @@ class TestWokenLate:
         told_to_stop: bool,
     ) -> None:
         old = instance.begin()
-        kind = operator_module.DurableJobOperator
+        kind = DurableJobOperator
         original = getattr(kind, phase)
         calls: list[str] = []
         newer: list[Try] = []
@@ -806,14 +807,14 @@ class TestWokenLate:
     ) -> None:
         """XCom has no fence, and the trigger of the newer try kills nothing if it is not in charge."""
         old = instance.begin()
-        describe = operator_module.DurableJobOperator.build_job
+        describe = DurableJobOperator.build_job
 
         def stopped(operator: Any, context: Any) -> Any:
             if operator is old.operator:
                 elsewhere(instance.begin().execute)
             return describe(operator, context)
 
-        monkeypatch.setattr(operator_module.DurableJobOperator, "build_job", stopped)
+        monkeypatch.setattr(DurableJobOperator, "build_job", stopped)
         with pytest.raises(Superseded):
             old.execute()
         assert instance.current is not None
@@ -823,7 +824,7 @@ class TestWokenLate:
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Airflow answers a pull without a map index with what all items have pushed."""
-        monkeypatch.setattr(operator_module, "fingerprint_of", lambda _: "item")
+        monkeypatch.setattr(_recorded, "fingerprint_of", lambda _: "item")
         monkeypatch.setattr(Try, "map_index", 3)
         old = instance.begin()
 
@@ -848,7 +849,7 @@ def test_the_fingerprint_is_made_once_a_try(
         made.append(context)
         return ""
 
-    monkeypatch.setattr(operator_module, "fingerprint_of", make)
+    monkeypatch.setattr(_recorded, "fingerprint_of", make)
     instance.begin().execute()
     assert len(made) == 1
     service.jobs["job-1"].state = JobState.FAILED

@@ -16,6 +16,7 @@ from airflow.sdk.execution_time.timeout import timeout
 
 from dev.processes import wait_until_async
 from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, SubmissionRefused, SubmissionUncertain
+from durable_spark.operators import _recorded
 from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
@@ -354,9 +355,9 @@ class TestReconnectAfterAClear:
     def test_but_never_to_another_items_job(
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operator_module, "fingerprint_of", lambda _: "A")
+        monkeypatch.setattr(_recorded, "fingerprint_of", lambda _: "A")
         instance.begin(on_clear="reconnect").execute()
-        monkeypatch.setattr(operator_module, "fingerprint_of", lambda _: "B")
+        monkeypatch.setattr(_recorded, "fingerprint_of", lambda _: "B")
         assert job_of(instance.begin(on_clear="reconnect").execute()) == "job-2"
         assert service.kills == ["job-1"]
 

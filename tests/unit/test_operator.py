@@ -35,7 +35,7 @@ from durable_spark.jobs import (
     Submission,
     SubmissionUncertain,
 )
-from durable_spark.operators import job as operator_module
+from durable_spark.operators import _cluster, _ending
 from durable_spark.operators._store import Superseded
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import job as trigger_module
@@ -46,7 +46,7 @@ from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm
 @pytest.fixture(autouse=True)
 def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(tries, "service", Service())
-    monkeypatch.setattr(operator_module, "_LOOK_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(_cluster, "_LOOK_AGAIN_AFTER", 0.0)
     return tries.service
 
 
@@ -969,7 +969,7 @@ class TestRelease:
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
         service.unreachable = True
-        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.1)
+        monkeypatch.setattr(_ending, "_KILL_CONFIRMED_WITHIN", 0.1)
         with pytest.raises(AirflowTaskTimeout, match="may still run"):
             first.complete(event(instance, "timeout"))
         service.unreachable = False
@@ -1139,7 +1139,7 @@ class TestKilledByUs:
     def test_a_deadlines_kill_that_was_not_seen_to_the_end(
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.0)
+        monkeypatch.setattr(_ending, "_KILL_CONFIRMED_WITHIN", 0.0)
         service.outlives_kills = True
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
@@ -1151,7 +1151,7 @@ class TestKilledByUs:
     def test_a_kill_that_never_arrived_does_not_make_a_loss_a_kill(
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operator_module, "_KILL_CONFIRMED_WITHIN", 0.0)
+        monkeypatch.setattr(_ending, "_KILL_CONFIRMED_WITHIN", 0.0)
         first = instance.begin(execution_timeout=HOUR)
         first.execute()
         service.unreachable = True

@@ -36,7 +36,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from dev.processes import wait_until
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.jobs import JobRef, JobState, SubmissionUncertain
-from durable_spark.operators import _spark_submit
+from durable_spark.operators import _cluster, _spark_submit
 from durable_spark.operators import job as job_module
 from durable_spark.operators import spark_submit as operator_module
 from durable_spark.operators.job import DurableJobOperator
@@ -113,7 +113,7 @@ class SparkSubmit:
 @pytest.fixture(autouse=True)
 def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(tries, "service", Service())
-    monkeypatch.setattr(job_module, "_LOOK_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(_cluster, "_LOOK_AGAIN_AFTER", 0.0)
     monkeypatch.setattr(_spark_submit, "LOOK_INTERVAL", 0.02)
     monkeypatch.setattr(_spark_submit, "LINGER", 60.0)  # a tool that is to be interrupted must not be sent away before
     monkeypatch.setattr(operator_module, "_LAST_LOOKS", 1.0)
