@@ -57,6 +57,7 @@ _AUDIT_POLICY = {
     "rules": [
         # The object's uid is only in the answer.
         {"level": "RequestResponse", "verbs": ["create", "patch"], "resources": [{"group": "", "resources": ["pods"]}]},
+        {"level": "Request", "verbs": ["patch"], "resources": [{"group": "", "resources": ["pods/status"]}]},
         {
             "level": "Metadata",
             "verbs": ["create", "update", "patch", "delete", "deletecollection"],
@@ -137,6 +138,7 @@ class KubernetesCluster(Startable):
         self._audited: list[dict[str, Any]] = []
         self._audited_bytes = 0
         self._created: list[CreatedPod] = []
+        self._ran: set[str] = set()
         etcd_port = free_port()
         self.etcd = self._etcd(binaries, etcd_port)
         self._tunnel = self.directory / "node.sock" if full else None
@@ -299,6 +301,10 @@ class KubernetesCluster(Startable):
         self._audited_bytes += len(complete)
         for line in complete.splitlines():
             entry = json.loads(line)
+            if entry["objectRef"].get("subresource") == "status":
+                if entry["requestObject"].get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
+                    self._ran.add(entry["requestObject"]["metadata"]["uid"])
+                continue
             self._audited.append(entry)
             is_pod = entry["objectRef"]["resource"] == "pods" and "subresource" not in entry["objectRef"]
             if is_pod and entry["responseStatus"]["code"] == 201 and "dryRun=" not in entry["requestURI"]:
@@ -315,6 +321,12 @@ class KubernetesCluster(Startable):
         with self._audit_lock:
             self._read_audit_log()
             return list(self._created)
+
+    def has_run(self, uid: str) -> bool:
+        """Whether a pod has ever run on the node, as the audit log has it: also one that is deleted."""
+        with self._audit_lock:
+            self._read_audit_log()
+            return uid in self._ran
 
     def connection(self, **extra: Any) -> dict[str, Any]:
         """

@@ -121,6 +121,8 @@ class App:
     diagnostics: str
     started: float
     """Seconds since the epoch."""
+    finished: float
+    """Likewise; 0 while it runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -670,6 +672,7 @@ def _app(app: Mapping[str, Any]) -> App:
         tags=tuple(filter(None, app.get("applicationTags", "").split(","))),
         diagnostics=app["diagnostics"],
         started=app["startedTime"] / 1000,
+        finished=app["finishedTime"] / 1000,
     )
 
 

@@ -7,9 +7,12 @@ The jobs are as small as each cluster takes them; who counts them is the cluster
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +48,8 @@ echo exiting with "$2"; exit "$2"
 """Of a driver pod: what spark-submit gives the container as arguments ends with the application's own two."""
 _MARK = "mark"
 """The label of driver pods for :attr:`Job.mark`."""
+_TOKEN_OF_A_DRIVER = re.compile(r"-Dspark\.airflow\.submission=([0-9a-f]{32})")
+_TOKEN_OF_AN_APPLICATION = re.compile(r"submission=([0-9a-f]{32})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +58,15 @@ class Job:
 
     id: str
     state: str
-    """``running``, ``succeeded``, ``failed``, ``killed`` or ``gone``."""
+    """``running``, ``succeeded``, ``failed``, ``killed``; ``deleted``; ``gone``: deleted, and has never run."""
     mark: str = dataclasses.field(default="", compare=False)
     """What can tell whose it is: a driver's memory, an application's name, a pod's label."""
+    token: str = dataclasses.field(default="", compare=False)
+    """Of its submission, if it is this package's: in a driver's launch command, an application's tag, a pod's label."""
+    began: float = dataclasses.field(default=0.0, compare=False)
+    """Seconds since the epoch."""
+    ended: float = dataclasses.field(default=0.0, compare=False)
+    """Likewise; 0 if it has not, or the cluster does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +178,7 @@ class Clusters:
         """
         if cluster == "kubernetes":  # where each job is a request of its own
             return list(self._pods(mark))
-        jobs = self._drivers() if cluster == "standalone" else self._applications()
-        return [job for job in jobs if mark in (None, job.mark)]
+        return self._drivers(mark) if cluster == "standalone" else self._applications(mark)
 
     def kill(self, cluster: str, job: Job) -> None:
         """End a job without any of the package's code."""
@@ -182,31 +192,69 @@ class Clusters:
             lambda: job.id not in {j.id for j in self.jobs(cluster) if j.state == "running"}, 60, f"{job} to end"
         )
 
-    def _drivers(self) -> list[Job]:
+    def _drivers(self, mark: str | None) -> list[Job]:
         states = {"FINISHED": "succeeded", "FAILED": "failed", "ERROR": "failed", "KILLED": "killed"}
-        drivers = self.standalone.drivers()
-        return [Job(driver.id, states.get(driver.state, "running"), f"{driver.memory}m") for driver in drivers]
+        return [
+            Job(
+                driver.id,
+                states.get(driver.state, "running"),
+                its_mark,
+                token=self._launch_command(driver.id),
+                began=driver.started,
+            )
+            for driver in self.standalone.drivers()
+            if mark in (None, its_mark := f"{driver.memory}m")
+        ]
 
-    def _applications(self) -> list[Job]:
+    def _launch_command(self, driver: str) -> str:
+        """Return the token in a driver's launch command, which its worker has put on the disk."""
+        for worker in self.standalone.workers:
+            with contextlib.suppress(OSError), (worker.directory / driver / "stderr").open(errors="replace") as log:
+                if found := _TOKEN_OF_A_DRIVER.search(log.read(1 << 16)):
+                    return found[1]
+        return ""
+
+    def _applications(self, mark: str | None) -> list[Job]:
         ends = {"SUCCEEDED": "succeeded", "FAILED": "failed", "KILLED": "killed"}
-        apps = sorted(self.yarn.apps(), key=lambda app: app.id)
-        return [Job(app.id, ends.get(app.final_status, "running"), app.name) for app in apps]
+        return [
+            Job(
+                app.id,
+                ends.get(app.final_status, "running"),
+                app.name,
+                token=found[1] if (found := _TOKEN_OF_AN_APPLICATION.search(" ".join(app.tags))) else "",
+                began=app.started,
+                ended=app.finished,
+            )
+            for app in sorted(self.yarn.apps(), key=lambda app: app.id)
+            if mark in (None, app.name)
+        ]
 
     def _pods(self, mark: str | None) -> Iterator[Job]:
         phases = {"Succeeded": "succeeded", "Failed": "failed"}
         for created in self.kubernetes.created_pods():
-            its_mark = created.entry["responseObject"]["metadata"].get("labels", {}).get(_MARK, "")
-            if mark not in (None, its_mark):
+            metadata = created.entry["responseObject"]["metadata"]
+            labels = metadata.get("labels", {})
+            if mark not in (None, labels.get(_MARK, "")):
                 continue
+            state, ended = "deleted" if self.kubernetes.has_run(created.uid) else "gone", 0.0
             try:
                 pod = self.kubernetes.pod(created.name)
-                same = pod["metadata"]["uid"] == created.uid
-                state = phases.get(pod["status"]["phase"], "running") if same else "gone"
             except RequestFailed as error:
                 if error.status != 404:
                     raise
-                state = "gone"
-            yield Job(f"{created.namespace}:{created.name}", state, its_mark)
+            else:
+                if pod["metadata"]["uid"] == created.uid:
+                    state = phases.get(pod["status"]["phase"], "running")
+                    ends = [each["state"].get("terminated") for each in pod["status"].get("containerStatuses", ())]
+                    ended = max((_seconds(end["finishedAt"]) for end in ends if end), default=0.0)
+            yield Job(
+                f"{created.namespace}:{created.name}",
+                state,
+                labels.get(_MARK, ""),
+                token=labels.get("durable-spark/token", ""),
+                began=_seconds(metadata["creationTimestamp"]),
+                ended=ended if state != "running" else 0.0,
+            )
 
     def _pod_template(self) -> Path:
         path = self.directory / "driver.yaml"
@@ -228,6 +276,11 @@ def _documented_rights() -> list[dict[str, Any]]:
             if manifest["kind"] == "Role" and manifest["metadata"]["name"] == role:
                 rules += manifest["rules"]
     return rules
+
+
+def _seconds(timestamp: str) -> float:
+    """Return a time of Kubernetes' in seconds since the epoch."""
+    return datetime.datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
 
 
 def spark_submits(mark: str) -> list[int]:

@@ -20,11 +20,13 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
 import re
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
@@ -42,21 +44,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "WINDOW",
     "Backend",
     "Case",
     "Harness",
     "Life",
     "Stage",
+    "are_over",
     "backend",
     "in_process",
     "pairs",
-    "singles_side_by_side",
+    "singles",
     "usual",
+    "ways_to_die",
 ]
 
 RETRIES = 3
 DEADLINE = 240.0
 """Seconds for one life."""
+MISSES = 3
+"""How many lives in a row do not come as far as planned when there is nothing more to come to."""
+WINDOW = "Airflow: SetTaskStateStore spark_job_id"
+"""Before it upstream's operator has submitted, and nobody knows."""
+_RIGHT = {0: "succeeded", 1: "failed"}
+_CLOCK = 1.0
+"""Seconds to which Kubernetes rounds its times."""
 _OURS = "durable_spark.operators.spark_submit.SparkSubmitOperator"
 _NATIVE = "durable_spark.operators.spark.SparkJobOperator"
 _UPSTREAM = "airflow.providers.apache.spark.operators.spark_submit.SparkSubmitOperator"
@@ -92,6 +104,7 @@ class Backend:
         cannot tell them apart.
     :param place: ID of the Dag and of the connection: in one place there is one life at a time.
     :param seconds: how long a job takes, from when it runs.
+    :param launched: returns the jobs that were ever launched, of a cluster that has nobody else's, and may forget.
     :param ours: whether the operator is this package's, and keeps its promises.
     """
 
@@ -102,7 +115,13 @@ class Backend:
     jobs: Callable[[str], Sequence[Job]]
     place: str
     seconds: float = 1.0
+    launched: Callable[[], Sequence[str]] = tuple
     ours: bool = True
+
+    @property
+    def submits(self) -> bool:
+        """Whether ``spark-submit`` of ours submits."""
+        return self.operator == _OURS
 
     def source(self, directory: Path) -> str:
         """Return the source of the Dag; its arguments go into a file."""
@@ -120,16 +139,22 @@ class Case:
     :ivar kind: for a report: of which series it is.
     :ivar killed: at which exchanges it died.
     :ivar crossed: how many exchanges each of its lives had, from one death to the next.
+    :ivar code: with which its jobs ended.
     :ivar left: how many jobs there were after each death, before the next process began.
+    :ivar lingered: seconds for which ``spark-submit`` has outlived its task, at most.
     :ivar limits: what the cluster itself did, and is named as a limit.
+    :ivar of: which code it is a life of, and which seed: those of a table are the same.
+    :ivar at: when it was over, in seconds since the epoch.
     """
 
     backend: str
     plan: list[str]
     kind: str = ""
+    code: int = 0
     killed: list[str] = dataclasses.field(default_factory=list)
     crossed: list[int] = dataclasses.field(default_factory=list)
     left: list[int] = dataclasses.field(default_factory=list)
+    lingered: float = 0.0
     state: str = ""
     jobs: list[str] = dataclasses.field(default_factory=list)
     tries: int = 0
@@ -139,6 +164,8 @@ class Case:
     false_ends: list[str] = dataclasses.field(default_factory=list)
     limits: list[str] = dataclasses.field(default_factory=list)
     log: str = ""
+    of: str = ""
+    at: float = 0.0
 
     @property
     def broken(self) -> list[str]:
@@ -152,7 +179,8 @@ class Case:
 
     def __str__(self) -> str:
         died = "; ".join(self.killed) or "(not killed)"
-        return f"{self.backend} {'+'.join(self.plan) or '-'}: {died}: {self.state}, jobs {self.jobs}, {self.broken}"
+        what = f"{self.backend} {'+'.join(self.plan) or '-'}{' (its jobs fail)' if self.code else ''}"
+        return f"{what}: {died}: {self.state}, jobs {self.jobs}, {self.broken}"
 
 
 class Stage(Protocol):
@@ -232,48 +260,36 @@ def in_process(backend: Backend, interposer: Interposer, server: MortalServer | 
 
 
 class Harness:
-    """Lives of tasks on one backend."""
+    """
+    Lives of tasks on one backend.
+
+    :ivar seed: from which it is drawn whose jobs fail.
+    :ivar failing: the share of lives whose jobs do, where nothing else is said.
+    """
 
     def __init__(
         self, backend: Backend, interposer: Interposer, stage: Stage, server: MortalServer | None = None
     ) -> None:
         self.backend = backend
         self.interposer = interposer
+        self.seed, self.failing = "", 0.0
         self._stage = stage
         self._server = server
         self._numbers = 0
-        self._last: tuple[str, Set[str]] | None = None
+        self._judged: dict[str, Set[str]] = {}
+        """The jobs that were there when a life was judged, by its run."""
 
-    def singles(self, first: int = 1, seed: str | None = None) -> Iterator[Case]:
-        """
-        Kill once at each boundary, in each way, until a boundary is not reached any more in any.
-
-        A poll counts once: what it finds differs, but by then something else follows.
-
-        :param first: the boundary to begin with.
-        :param seed: from which one way is drawn for each boundary; else it is all of them.
-        """
-        self.interposer.repeats = False
-        for number in itertools.count(first):
-            cases = []
-            for way in _ways(seed, number):
-                cases.append(self.live([Kill(number, way)]))
-                yield cases[-1]
-            if not any(case.reached for case in cases):
-                break
-        self.interposer.repeats = True
-
-    def slices(self, seconds: float, first: int = 1) -> Iterator[Case]:
+    def slices(self, seconds: float, done: Sequence[bool] = ()) -> Iterator[Case]:
         """
         Kill in each slice of the life of ``spark-submit``, from its start until its task's process has ended.
 
-        :param first: the slice to begin with.
+        :param done: whether those slices were reached that an earlier run has seen to.
         """
-        for number in itertools.count(first):
-            case = self.live([self.after_start(number * seconds)])
+        missed = [*done]
+        while any(missed[-MISSES:]) or len(missed) < MISSES:
+            case = self.live([self.after_start((len(missed) + 1) * seconds)])
+            missed.append(case.reached)
             yield case
-            if not case.reached:
-                return
 
     def after_start(self, seconds: float) -> Kill:
         """Return a death so long after the start of ``spark-submit``."""
@@ -286,52 +302,63 @@ class Harness:
         deferral = next(number for number, what in enumerate(crossed) if _defers(what))
         return times[deferral] - times[crossed.index(_START)]
 
-    def live(self, plan: Sequence[Kill], *, code: int = 0) -> Case:
+    def live(self, plan: Sequence[Kill], *, code: int | None = None) -> Case:
         """
-        Run a task to its end, and let it die as planned.
+        Run a task to its end, and let it die as planned. A fault of the test itself breaks the case, too.
 
-        :param code: with which its jobs end: 0 for a success.
+        :param code: with which its jobs end: 0 for a success; ``None`` to draw it.
         """
+        case = Case(self.backend.name, [str(kill) for kill in plan])
+        drawn = self.backend.ours and random.Random(f"{self.seed} {case.plan}").random() < self.failing
+        case.code = int(drawn) if code is None else code
+        began = time.monotonic()
+        try:
+            self._live(case, plan)
+        except Exception as error:
+            case.false_ends.append(f"the test itself has failed: {error!r}")
+            case.log = traceback.format_exc()
+        case.seconds, case.at = round(time.monotonic() - began, 1), time.time()
+        return case
+
+    def _live(self, case: Case, plan: Sequence[Kill]) -> None:
         self._numbers += 1
         run = f"{self.backend.place}-{self._numbers:04}-{os.getpid()}"
-        before = {job.id for job in self.backend.jobs(run)}
-        case = Case(self.backend.name, [str(kill) for kill in plan])
-        case.duplicates += [f"{job}, of the life before, has come late" for job in self.late()]
-        began = time.monotonic()
+        before, launched = {job.id for job in self.backend.jobs(run)}, set(self.backend.launched())
+        case.duplicates += [f"{job}, of the life before, has come late" for job in self.late(list(self._judged)[-1:])]
         self.interposer.plan(plan)
-        conf = {"seconds": str(self.backend.seconds), "code": str(code)}
+        conf = {"seconds": str(self.backend.seconds), "code": str(case.code)}
         life = self._stage.live(self.backend.place, run, conf)
         seen: dict[str, Job] = {}
         """Jobs by what the cluster said of them when it died."""
 
         def all_jobs() -> list[Job]:
             now = {job.id: job for job in self.backend.jobs(run)}
-            forgotten = {
-                job.id: dataclasses.replace(job, state=_FORGOTTEN) for job in seen.values() if job.id not in now
-            }
+            forgotten = {job.id: _forgotten(job) for job in seen.values() if job.id not in now}
             return list({**forgotten, **now}.values())
 
         def die(server: MortalServer) -> None:
             seen.update((job.id, job) for job in self.backend.jobs(run))
             server.die()
 
-        def jobs() -> list[Job]:
-            new = [job for job in all_jobs() if job.id not in before]
-            # Of ours a pod is gone that was only half submitted; upstream deletes those that have ended.
-            return [job for job in new if job.state != "gone" or not self.backend.ours]
+        def counted(jobs: Sequence[Job]) -> list[Job]:
+            """Leave out pods that spark-submit has submitted by half, and that have never run."""
+            half = "gone" if self.backend.submits else ""
+            return [job for job in jobs if job.id not in before and job.state != half]
 
         def at_death() -> None:
             if self._server:
                 self._server.wait()
             elif self.backend.ours:
-                dying = set(spark_submits(run))
+                dying, since = set(spark_submits(run)), time.monotonic()
 
                 def dead() -> bool:
                     living = set(spark_submits(run))
                     return not (living if life.waits else living & dying)
 
                 wait_until(dead, 5, "spark-submit to die with its task", interval=0.01)
-            case.left.append(len(jobs()))
+                if dying:
+                    case.lingered = max(case.lingered, round(time.monotonic() - since, 3))
+            case.left.append(len(counted(all_jobs())))
 
         if self._server:
             self.interposer.instead = partial(die, self._server)
@@ -343,99 +370,162 @@ class Harness:
         case.killed = self.interposer.killed
         case.crossed = [len(each) for each in self.interposer.crossed]
         case.tries = life.tries
-        self._judge(case, jobs(), life.store(), code)
+        judged = all_jobs()
+        self._judged[run] = {job.id for job in judged}
+        self._judge(case, counted(judged), life.store())
+        unlisted = set(self.backend.launched()) - launched - self._judged[run]
+        case.duplicates += [f"{job} was launched, and is not listed" for job in sorted(unlisted)]
         if case.broken:
             case.log = life.log()
-        case.seconds = round(time.monotonic() - began, 1)
-        self._tidy(run)
-        self._last = run, {job.id for job in self.backend.jobs(run)}
-        return case
+        # What upstream's operator leaves behind is not to be counted with the next life.
+        wait_until(lambda: not spark_submits(run), 5 if self.backend.ours else 60, "the last spark-submit to end")
+        if not self.backend.ours:
+            self._judged[run] = {job.id for job in self.backend.jobs(run)}
 
-    def late(self) -> Set[str]:
-        """Return the jobs that have come since the last life was over."""
-        if self._last is None:
-            return set()
-        run, seen = self._last
-        return {job.id for job in self.backend.jobs(run)} - seen
+    def late(self, runs: Sequence[str] | None = None) -> Set[str]:
+        """
+        Return the jobs that have come since their lives were over.
 
-    def _judge(self, case: Case, jobs: Sequence[Job], store: Mapping[str, Any], code: int) -> None:
+        :param runs: those asked about; else all that there were.
+        """
+        # Where the cluster cannot tell runs apart, what is new is so for the last of them.
+        before: Set[str] = set().union(*self._judged.values())
+        asked = self._judged if runs is None else runs
+        return {job.id for run in asked for job in self.backend.jobs(run)} - before
+
+    def _judge(self, case: Case, jobs: Sequence[Job], store: Mapping[str, Any]) -> None:
         case.jobs = [f"{job.id} {job.state}" for job in jobs]
-        record = store.get("durable_spark") or {}
-        submissions = 1 + len(record.get("previous", ()))
-        allowed = submissions if code and self.backend.ours else 1  # a retry submits anew only what has failed
-        if len(jobs) > allowed or any(left > allowed for left in case.left):
-            case.duplicates.append(f"{len(jobs)} jobs where {allowed} may be, after the deaths {case.left}")
-        right = "failed" if code else "succeeded"
-        if jobs and jobs[-1].state == _FORGOTTEN and case.state == "failed":
-            case.limits.append("the cluster has forgotten the job")
-            return
+        case.duplicates += self._too_many(case, jobs)
+        case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in jobs if job.state == "running"]
         if not jobs:
             case.losses.append("there is no job")
-        case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in jobs if job.state == "running"]
-        ended = {"success": "succeeded", "failed": "failed"}.get(case.state)
-        if jobs and jobs[-1].state not in (ended, "gone"):
-            case.false_ends.append(f"the task is {case.state}, its job {jobs[-1].state}")
+            return
+        last = jobs[-1]
+        record = store.get("durable_spark") or {}
+        verdict, named = (record.get("verdict") or {}).get("state"), (record.get("job") or [None])[0]
+        said = f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
+        if last.state == _FORGOTTEN and case.state == "failed":
+            case.limits.append("the cluster has forgotten the job")
+            if (verdict, named) not in ((None, last.id), ("absent", last.id)):  # it is lost, nothing else
+                case.false_ends.append(said)
+            return
+        ended, right = {"success": "succeeded", "failed": "failed"}.get(case.state), _RIGHT[case.code]
+        if last.state != ended and not (last.state in ("gone", "deleted") and not self.backend.ours):  # which deletes
+            case.false_ends.append(f"the task is {case.state}, its job {last.state}")
         if ended != right:
             case.losses.append(f"the task is {case.state}, its job was to be {right}")
-        if self.backend.ours and jobs:
-            verdict = (record.get("verdict") or {}).get("state")
-            named = (record.get("job") or [None])[0]
-            if (verdict, named, store.get("spark_job_id")) != (jobs[-1].state, jobs[-1].id, jobs[-1].id):
-                case.false_ends.append(
-                    f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
-                )
+        if case.code and len(jobs) == 1:
+            case.losses.append("no retry has submitted anew what failed")
+        if self.backend.ours and (verdict, named, store.get("spark_job_id")) != (last.state, last.id, last.id):
+            case.false_ends.append(said)
 
-    def _tidy(self, run: str) -> None:
-        """Wait for what upstream's operator leaves behind, so that it is not counted with the next life."""
+    def _too_many(self, case: Case, jobs: Sequence[Job]) -> Iterator[str]:
+        """
+        Say which jobs are one too many, by nothing but the cluster's record.
+
+        A retry submits anew only what has failed: when it is dead, under another token, and once at most.
+        """
+        allowed = case.tries if case.code else 1
+        if len(jobs) > allowed or any(left > allowed for left in case.left):
+            yield f"{len(jobs)} jobs where {allowed} may be, after the deaths {case.left}"
         if not self.backend.ours:
-            wait_until(lambda: not spark_submits(run), 60, "the last spark-submit to end", interval=0.1)
+            return
+        for token, number in collections.Counter(job.token for job in jobs).items():
+            if not token or number > 1:
+                yield f"{number} jobs of {f'submission {token}' if token else 'a submission that the cluster hides'}"
+        for earlier, later in itertools.pairwise(jobs):
+            if earlier.state != "failed":
+                yield f"{later.id} was submitted after {earlier.id}, which is {earlier.state}"
+            elif earlier.ended and later.began + _CLOCK < earlier.ended:
+                yield f"{later.id} began before {earlier.id} had ended"
+
+
+def _forgotten(job: Job) -> Job:
+    """Return a job that the cluster does not list any more, as it was; nobody knows what became of one that ran."""
+    return dataclasses.replace(job, state=_FORGOTTEN) if job.state == "running" else job
 
 
 def _defers(what: str) -> bool:
     return what.startswith("Airflow: DeferTask")
 
 
-def _ways(seed: str | None, number: int) -> Sequence[Way]:
-    return list(Way) if seed is None else [random.Random(f"{seed} {number}").choice(list(Way))]
-
-
-def singles_side_by_side(harnesses: Sequence[Harness], seed: str | None = None) -> Iterator[Case]:
+def singles(
+    harnesses: Sequence[Harness], *, seed: str | None = None, done: Mapping[str, bool] | None = None
+) -> Iterator[Case]:
     """
-    Do as :meth:`Harness.singles` does, with as many lives at a time as there are harnesses.
+    Kill once at each boundary, in each way, until a few lives in a row have not come as far.
 
-    :param seed: as there.
+    A poll counts once, until something else follows it: what it finds differs, but no more than that. There are as many
+    lives at a time as there are harnesses.
+
+    :param seed: from which one way is drawn for each boundary; else it is all of them.
+    :param done: whether those plans were reached that an earlier run has seen to.
     """
-    ways = len(_ways(seed, 1))
-    plans = ([Kill(number, way)] for number in itertools.count(1) for way in _ways(seed, number))
-    missed: collections.Counter[int] = collections.Counter()
+    done = done or {}
+    reached: dict[int, list[bool]] = collections.defaultdict(list)
+    plans = (Kill(number, way) for number in itertools.count(1) for way in ways_to_die(seed, number))
     idle = list(harnesses)
-    lives: dict[concurrent.futures.Future[Case], tuple[Harness, int]] = {}
+    lives: dict[concurrent.futures.Future[Case], tuple[Harness, Kill]] = {}
     for harness in harnesses:
         harness.interposer.repeats = False
     with concurrent.futures.ThreadPoolExecutor(len(harnesses)) as pool:
-        while idle or lives:
-            while idle and ways not in missed.values():
-                harness, plan = idle.pop(), next(plans)
-                lives[pool.submit(harness.live, plan)] = harness, plan[0].exchange
+        begin: Any = pool.submit if len(harnesses) > 1 else _here
+        while True:
+            while idle and not are_over(reached, len(ways_to_die(seed, 1))):
+                plan = next(plans)
+                if str(plan) in done:
+                    reached[plan.exchange].append(done[str(plan)])
+                    continue
+                harness = idle.pop()
+                lives[begin(harness.live, [plan])] = harness, plan
             if not lives:
                 return
-            done, _ = concurrent.futures.wait(lives, return_when=concurrent.futures.FIRST_COMPLETED)
-            for life in done:
-                harness, number = lives.pop(life)
+            for life in concurrent.futures.wait(lives, return_when=concurrent.futures.FIRST_COMPLETED)[0]:
+                harness, plan = lives.pop(life)
                 idle.append(harness)
-                missed[number] += not life.result().reached
+                reached[plan.exchange].append(life.result().reached)
                 yield life.result()
 
 
-def pairs(seed: str, crossed: Sequence[int]) -> Iterator[list[Kill]]:
+def _here(live: Callable[[Sequence[Kill]], Case], plan: Sequence[Kill]) -> concurrent.futures.Future[Case]:
+    """Live in this thread, which may be the main one: Airflow's supervisor takes its signals."""
+    lived: concurrent.futures.Future[Case] = concurrent.futures.Future()
+    lived.set_result(live(plan))
+    return lived
+
+
+def ways_to_die(seed: str | None, number: int) -> Sequence[Way]:
+    """Return those for a boundary: all, or the one that is drawn."""
+    return list(Way) if seed is None else [random.Random(f"{seed} {number}").choice(list(Way))]
+
+
+def are_over(reached: Mapping[int, Sequence[bool]], ways: int) -> bool:
+    """
+    Whether all boundaries have been gone through: each in all its ways, and then a few that were not reached in any.
+
+    :param reached: for each number whether its lives came as far.
+    :param ways: how many lives each number has.
+    """
+
+    def missed(number: int) -> bool:
+        return len(reached.get(number, ())) == ways and not any(reached[number])
+
+    beyond = math.ceil(MISSES / ways)
+    last = next((number for number in sorted(reached) if all(missed(number + more) for more in range(beyond))), None)
+    return last is not None and all(len(reached.get(number, ())) == ways for number in range(1, last))
+
+
+def pairs(seed: str, singles: Sequence[Case]) -> Iterator[list[Kill]]:
     """
     Return plans of two deaths without end, the same ones for the same seed.
 
-    :param crossed: how many exchanges there are before the first death, and before the second, as seen so far.
+    :param singles: lives with one death. The second is drawn from what one of them went through after its own.
     """
     rng = random.Random(seed)
     while True:
-        yield [Kill(rng.randint(1, most), rng.choice(list(Way))) for most in crossed]
+        single = rng.choice(singles)
+        first, second = rng.randint(1, single.crossed[0]), rng.randint(1, max(1, single.crossed[-1]))
+        yield [Kill(number, rng.choice(list(Way))) for number in (first, second)]
 
 
 def usual(name: str, *, whole: bool = False) -> dict[str, str]:
@@ -456,6 +546,7 @@ BACKENDS = (
     "submit_yarn",
     "upstream_kubernetes",
     "upstream_standalone",
+    "upstream_yarn",
 )
 
 

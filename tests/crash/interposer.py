@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import os
 import signal
 import threading
@@ -164,12 +165,17 @@ class Interposer:
                 return Exchange(self, what, -1, 0)
             if self.instead is not None and not what.startswith(_CLUSTER):
                 return Exchange(self, what, self._life, 0)
-            if not self.repeats and _is_question(what) and what in self.crossed[-1][-_PERIOD:]:
+            if not self.repeats and _is_question(what) and what in self._asked():
                 return Exchange(self, what, self._life, 0, stream=stream)
             self._number += 1
             self.crossed[-1].append(what)
             self.times[-1].append(time.monotonic())
             return Exchange(self, what, self._life, self._number, stream=stream)
+
+    def _asked(self) -> Sequence[str]:
+        """Return the last few questions, since something else was done: by then they are others."""
+        asked = itertools.takewhile(_is_question, reversed(self.crossed[-1]))
+        return list(itertools.islice(asked, _PERIOD))
 
     def settle(self, act: Exchange) -> None:
         """
@@ -225,16 +231,16 @@ class Interposer:
 
     def _kill(self, said: str) -> None:
         assert self._pid is not None
-        self.killed.append(said)
-        self.crossed.append([])
-        self.times.append([])
-        self._number = 0
         if self._end is not None:
             self._end(said)
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
         self._pid = None
+        self.killed.append(said)
+        self.crossed.append([])
+        self.times.append([])
+        self._number = 0
 
 
 def _is_question(what: str) -> bool:

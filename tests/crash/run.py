@@ -16,11 +16,13 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,16 +38,17 @@ from dev.yarn import YarnCluster
 from tests.clusters import Clusters
 from tests.crash.boundaries import (
     BACKENDS,
+    WINDOW,
     Case,
     Harness,
     MortalServer,
     backend,
     in_process,
     pairs,
-    singles_side_by_side,
+    singles,
     usual,
 )
-from tests.crash.interposer import Interposer, Way
+from tests.crash.interposer import Interposer
 from tests.crash.whole import WholeAirflow
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ _TITLES = {
     "submit_yarn": "YARN by spark-submit",
     "upstream_kubernetes": "Kubernetes, upstream's operator",
     "upstream_standalone": "standalone, upstream's operator",
+    "upstream_yarn": "YARN, upstream's operator",
 }
 _ALL_WAYS = ", in three ways"
 _SERIES = {
@@ -73,11 +77,39 @@ _SERIES = {
     "pairs": "the task's process twice, drawn",
 }
 _SERVER_DIES = ("cluster", "forgetful")
-_NATIVE = {"cluster": ("kubernetes", "standalone"), "forgetful": ("standalone",)}
 _OUTLIVES = 8.0
 _AT_ONCE = 6
 """Lives on a whole Airflow."""
+_FAILING, _FAILING_OF_PAIRS = 1 / 8, 1 / 4
+"""The share of lives whose jobs fail, each time that they are submitted."""
+_ENOUGH = {"cluster": 12, "forgetful": 12, "slices": 10, "pairs": 3}
+"""Deaths of a series, at least; 20 where nothing is said."""
 _fork = multiprocessing.get_context("fork")
+
+
+@dataclasses.dataclass
+class Lives:
+    """What was written down: a line for each life, and one for each series that came to its end."""
+
+    file: Path
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    over: list[list[str]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+            if "over" in (value := json.loads(line)):
+                self.over.append(value["over"])
+            else:
+                self.cases.append(Case(**value))
+
+    def of(self, backend: str, kind: str) -> list[Case]:
+        """Return those of a series."""
+        return [case for case in self.cases if (case.backend, case.kind) == (backend, kind)]
+
+    @property
+    def origins(self) -> set[str]:
+        """Which code they are lives of, and which seed: one, if they are to be told in one table."""
+        return {case.of for case in self.cases}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,22 +121,11 @@ class Series:
 
     @property
     def one_way(self) -> bool:
-        """Whether one way to die is drawn for each boundary: of lives that are long, or only show what is seen."""
-        return self.backend.startswith("upstream") or (self.kind == "whole" and self.backend.startswith("submit"))
+        """Whether one way to die is drawn for each boundary, because the lives are long."""
+        return self.kind == "whole" and self.backend.startswith("submit")
 
-    def lives(self, file: Path) -> list[Case]:
-        """Return those that were written down: an earlier run may have been broken off."""
-        return [case for case in read(file) if (case.backend, case.kind) == (self.backend, self.kind)]
-
-    def is_over(self, file: Path) -> bool:
-        """Whether all of them have been lived."""
-        lives = self.lives(file)
-        if self.kind == "slices":
-            return bool(lives) and not lives[-1].reached
-        return self.kind != "pairs" and _complete(self.backend, self.kind, lives)
-
-    def cases(self, clusters: Clusters, home: Path, seed: str, until: float, file: Path) -> Iterator[Case]:
-        """Run them."""
+    def cases(self, clusters: Clusters, home: Path, seed: str, until: float, lived: Lives) -> Iterator[Case]:
+        """Run them, but for those that an earlier run, which was broken off, has written down."""
         places = 1 if self.kind != "whole" else _AT_ONCE
         with contextlib.ExitStack() as stack:
             server = None
@@ -116,26 +137,28 @@ class Series:
                 place = stack.enter_context(backend(self.backend, clusters, interposer, number=number))
                 if server is not None:  # its job outlives it
                     place = dataclasses.replace(place, seconds=_OUTLIVES)
+                    if self.backend == "standalone":
+                        place = dataclasses.replace(place, launched=clusters.standalone.launched)
                 backends.append((place, interposer))
             if self.kind == "whole":
                 environment = {name: value for name, value in os.environ.items() if name.startswith("AIRFLOW__")}
                 whole = stack.enter_context(WholeAirflow(backends, home, environment))
                 harnesses = [Harness(place, interposer, whole) for place, interposer in backends]
-                yield from singles_side_by_side(harnesses, seed if self.one_way else None)
             else:
-                harness = stack.enter_context(in_process(*backends[0], server))
-                harnesses = [harness]
-                if self.kind == "slices":
-                    yield from harness.slices(_SLICE, 1 + len(self.lives(file)))
-                elif self.kind != "pairs":
-                    tried = collections.Counter(map(_boundary, self.lives(file)))
-                    over = (number for number in tried if tried[number] >= (1 if self.one_way else len(Way)))
-                    yield from harness.singles(1 + max(over, default=0), seed if self.one_way else None)
-                else:
-                    yield from self._pairs(harness, seed, until, file)
+                harnesses = [stack.enter_context(in_process(*backends[0], server))]
+            for harness in harnesses:
+                harness.seed, harness.failing = seed, _FAILING
+            done = lived.of(self.backend, self.kind)
+            if self.kind == "slices":
+                yield from harnesses[0].slices(_SLICE, [case.reached for case in done])
+            elif self.kind == "pairs":
+                yield from self._pairs(harnesses[0], seed, until, lived)
+            else:
+                drawn = seed if self.one_way else None
+                yield from singles(harnesses, seed=drawn, done={case.plan[0]: case.reached for case in done})
             for harness in harnesses:
                 if late := harness.late():
-                    raise AssertionError(f"after all was over there came {late}")
+                    yield Case(self.backend, [], duplicates=[f"after all was over there came {late}"])
 
     def _own_cluster(self, clusters: Clusters, stack: contextlib.ExitStack) -> tuple[MortalServer, Clusters]:
         """Start a cluster of which nobody else has need."""
@@ -148,20 +171,33 @@ class Series:
         server = MortalServer(drivers.master.server.kill, drivers.start_master)
         return server, dataclasses.replace(clusters, standalone=drivers)
 
-    def _pairs(self, harness: Harness, seed: str, until: float, file: Path) -> Iterator[Case]:
+    def _pairs(self, harness: Harness, seed: str, until: float, lived: Lives) -> Iterator[Case]:
         """Run pairs until the time is up. How far a life goes is known from those in which one death came."""
-        singles = [case for case in read(file) if (case.backend, case.kind) == (self.backend, "singles")]
-        lengths = [case.crossed for case in singles if case.reached] or [[40, 40]]
-        crossed = [max(length[0] for length in lengths), max(length[-1] for length in lengths)]
-        for number, plan in enumerate(pairs(f"{seed} {self.backend}", crossed)):
+        harness.failing = _FAILING_OF_PAIRS
+        reached = [case for case in lived.of(self.backend, "singles") if case.reached]
+        plans = pairs(f"{seed} {self.backend}", reached)
+        for plan in itertools.islice(plans, len(lived.of(self.backend, self.kind)), None):
             if time.time() >= until:
                 return
-            yield harness.live(plan, code=1 if self.backend == "kubernetes" and number % 4 == 3 else 0)
+            yield harness.live(plan)
 
-
-def read(file: Path) -> list[Case]:
-    """Return the lives that were written down."""
-    return [Case(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    def lacks(self, lives: Sequence[Case]) -> str:
+        """Return what its lives must have shown, and have not; nothing if all is there."""
+        died = [case for case in lives if case.killed]
+        with_a_job = [case for case in died if case.left and case.left[0]]
+        if len(died) < _ENOUGH.get(self.kind, 20):
+            return f"only {len(died)} deaths"
+        if self.kind not in ("slices", "pairs") and len(with_a_job) in (0, len(died)):
+            return "no death before the submission, or none after it"
+        if self.kind in _SERVER_DIES and not any("GET" in case.killed[0] for case in with_a_job):
+            return "no death of the server while a job is followed"
+        if self.kind == "pairs" and not any(len(case.killed) == 2 for case in died):
+            return "no two deaths"
+        if self.backend.startswith("upstream") and not any(
+            case.duplicates and WINDOW in case.killed[0] for case in died
+        ):
+            return "no duplicate in the window that upstream documents: what shows none, proves nothing"
+        return ""
 
 
 def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, until: float) -> None:
@@ -171,14 +207,28 @@ def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, u
     with log.open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+
+    def write(value: Any) -> None:
+        with file.open("a") as lines:  # a line is written at once
+            lines.write(json.dumps(value) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="durable-spark-airflow-") as home:
         os.environ["AIRFLOW_HOME"] = home
         os.environ.update(usual(series.backend, whole=series.kind == "whole"))
-        for case in series.cases(clusters, Path(home), seed, until, file):
-            case.kind = series.kind
-            with file.open("a") as lines:  # a line is written at once
-                lines.write(json.dumps(dataclasses.asdict(case)) + "\n")
+        origin = _origin(seed)
+        for case in series.cases(clusters, Path(home), seed, until, Lives(file)):
+            case.kind, case.of = series.kind, origin
+            write(dataclasses.asdict(case))
             print(f"=== {case}", flush=True)
+    write({"over": [series.backend, series.kind]})
+
+
+def _origin(seed: str) -> str:
+    """Return which code this is, and which seed."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=_PAGE.parent, capture_output=True, text=True, check=False
+    )
+    return f"{described.stdout.strip()} {seed}"
 
 
 def _start(series: Series, *arguments: Any) -> BaseProcess:
@@ -189,12 +239,12 @@ def _start(series: Series, *arguments: Any) -> BaseProcess:
 
 def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[[Series], BaseProcess]) -> bool:
     """Run series, a few at a time; tell of each life. Return whether all of them came to their end."""
-    waiting, well, told = collections.deque(every), True, len(read(file))
+    waiting, well, told = collections.deque(every), True, len(Lives(file).cases)
     running: list[BaseProcess] = []
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                if not waiting[0].is_over(file):
+                if [waiting[0].backend, waiting[0].kind] not in Lives(file).over:
                     running.append(start(waiting[0]))
                 waiting.popleft()
             if running:
@@ -203,7 +253,7 @@ def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[
                 running.remove(process)
                 well = well and process.exitcode == 0
                 print(f"{process.name} ended with {process.exitcode}", flush=True)
-            cases = read(file)
+            cases = Lives(file).cases
             for case in cases[told:]:
                 print(f"{case.seconds:6.1f} s  {case}", flush=True)
             told = len(cases)
@@ -213,39 +263,50 @@ def _run_all(every: Iterable[Series], at_once: int, file: Path, start: Callable[
     return well
 
 
-def table(cases: Sequence[Case]) -> list[str]:
+def table(lives: Lives) -> list[str]:
     """Return the table of the page."""
-    numbers = ("boundaries", "lives", "deaths", "with a job", "duplicates", "losses", "false ends", "limits", "≤")
-    rows = [f"| submitted to | killed | {' | '.join(numbers)} |", f"|---|---|{'---:|' * len(numbers)}"]
+    numbers = ("boundaries", "lives", "deaths", "with a job", "failing", "not reached")
+    faults = ("duplicates", "losses", "false ends", "limits", "≤")
+    rows = [f"| submitted to | killed | {' | '.join(numbers + faults)} |", f"|---|---|{'---:|' * 11}"]
+    drawn: list[Case] = []
     for name in BACKENDS:
         for kind, title in _SERIES.items():
-            of = [case for case in cases if (case.backend, case.kind) == (name, kind) and case.killed]
-            each = kind not in ("slices", "pairs")
-            if not of or (each and not _complete(name, kind, cases)):
+            if not (of := lives.of(name, kind)):
                 continue
-            boundaries = max(map(_boundary, of)) if each else ""
-            broken = [sum(bool(getattr(case, what)) for case in of) for what in ("duplicates", "losses", "false_ends")]
-            deaths = sum(len(case.killed) for case in of)
-            present = sum(bool(case.left and case.left[0]) for case in of)
-            bound = f"{300 / len(of):.1f} %" if not each and not any(broken) else ""
-            limits = sum(bool(case.limits) for case in of)
-            if each and max(collections.Counter(map(_boundary, of)).values()) == 1:
-                title = f"{title.removesuffix(_ALL_WAYS)}, in one way"
-            row = [boundaries, len(of), deaths, present, *broken, limits, bound]
+            series = Series(name, kind)
+            if series.one_way:
+                title = f"{title.removesuffix(_ALL_WAYS)}, in one way, which is drawn"
+            if [name, kind] not in lives.over:
+                title = f"{title} (not to its end)"
+            reached = [case for case in of if case.reached and case.plan]
+            boundaries = max(map(_boundary, reached), default=0) if kind not in ("slices", "pairs") else ""
+            at_random = kind == "pairs" or series.one_way
+            if kind == "pairs":
+                drawn += of
+            row = [boundaries, *_counts(of), _bound(of) if at_random else ""]
             rows.append(f"| {_TITLES[name]} | {title} | {' | '.join(map(str, row))} |")
+    if drawn:
+        row = ["", *_counts(drawn), _bound(drawn)]
+        rows.append(f"| all of ours | {_SERIES['pairs']} | {' | '.join(map(str, row))} |")
     return rows
 
 
-def _complete(name: str, kind: str, cases: Sequence[Case]) -> bool:
-    """Whether a backend's boundaries were gone through until there was none left."""
-    ways, reached = collections.defaultdict(set), set()
-    for case in cases:
-        if (case.backend, case.kind) == (name, kind):
-            ways[_boundary(case)].add(case.plan[0].partition("/")[2])
-            if case.reached:
-                reached.add(_boundary(case))
-    tried = max(map(len, ways.values()), default=0)
-    return any(len(ways[number]) == tried for number in ways.keys() - reached)
+def _counts(cases: Sequence[Case]) -> list[int]:
+    faults = ("duplicates", "losses", "false_ends", "limits")
+    return [
+        len(cases),
+        sum(len(case.killed) for case in cases),
+        sum(bool(case.left and case.left[0]) for case in cases),
+        sum(bool(case.code) for case in cases),
+        sum(not case.reached for case in cases),
+        *(sum(bool(getattr(case, fault)) for case in cases) for fault in faults),
+    ]
+
+
+def _bound(cases: Sequence[Case]) -> str:
+    """Return what the share of broken lives is at most, with 95 % confidence, if none was: the rule of three."""
+    reached = sum(case.reached for case in cases)
+    return "" if not reached or any(case.broken for case in cases) else f"{300 / reached:.1f} %"
 
 
 def _boundary(case: Case) -> int:
@@ -272,24 +333,58 @@ def main() -> None:
         del os.environ[name]
     directory = Path(tempfile.mkdtemp(prefix="durable-spark-crash-"))
     file = options.results or directory / "lives.jsonl"
+    if (origins := Lives(file).origins) - {_origin(options.seed)}:
+        parser.error(f"{file} has lives of {', '.join(sorted(origins))}, not of {_origin(options.seed)}")
     well = True
     try:
         if not options.report_only:
             well = _live(options, directory, file)
-        cases = read(file)
+        lives = Lives(file)
     finally:
         if options.results or not file.exists():
             shutil.rmtree(directory, ignore_errors=True)
-    hours = sum(case.seconds for case in cases) / 3600
-    lines = [f"Seed `{options.seed}`. {len(cases)} lives, which took {hours:.1f} hours together.", "", *table(cases)]
+    lines = _report(lives, options.seed)
     print("\n".join(lines))
-    for case in cases:
+    complaints = [] if well else ["a series has not come to its end"]
+    for series in _all_series(options.backends, options.series):
+        if [series.backend, series.kind] not in lives.over:
+            complaints.append(f"{series.backend} {series.kind} has not come to its end")
+        elif lacks := series.lacks(lives.of(series.backend, series.kind)):
+            complaints.append(f"{series.backend} {series.kind} proves nothing: {lacks}")
+    for case in lives.cases:
         if case.broken and not case.backend.startswith("upstream"):
-            print(f"\nBROKEN: {case}\n{case.log[-6000:]}")
-    if options.write:
+            complaints.append(f"BROKEN: {case}\n{case.log[-6000:]}")
+    print("\n\n".join(complaints))
+    if options.write and not complaints:
+        if set(_all_series(options.backends, options.series)) != set(_all_series(BACKENDS, list(_SERIES))):
+            parser.error("less was run than the page shows")
         publish("crash", lines, versions=ALL_CLUSTERS, page=_PAGE)
-    ours = [case for case in cases if not case.backend.startswith("upstream")]
-    sys.exit(not well or any(case.broken for case in ours))
+    sys.exit(bool(complaints))
+
+
+def _report(lives: Lives, seed: str) -> list[str]:
+    """Return what the page says of them."""
+    together = sum(case.seconds for case in lives.cases) / 3600
+    began = min((case.at - case.seconds for case in lives.cases), default=0.0)
+    clock = (max((case.at for case in lives.cases), default=0.0) - began) / 3600
+    lingered = max((case.lingered for case in lives.cases), default=0.0)
+    took = f"{len(lives.cases)} lives, which took {together:.1f} hours together, {clock:.1f} by the clock"
+    outlived = f"`spark-submit` has outlived its task by {lingered * 1000:.0f} ms at most"
+    return [f"Seed `{seed}`. {took}. {outlived}.", "", *table(lives)]
+
+
+def _all_series(backends: Sequence[str], kinds: Sequence[str]) -> list[Series]:
+    """Return all series of these backends and kinds, in the order in which they are run."""
+    ours = [name for name in backends if not name.startswith("upstream")]
+    of = {
+        "singles": backends,
+        "cluster": [name for name in backends if name in ("kubernetes", "standalone")],
+        "forgetful": [name for name in backends if name == "standalone"],
+        "whole": ours,
+        "slices": [name for name in backends if name.startswith("submit")],
+        "pairs": ours,
+    }
+    return [Series(name, kind) for kind, names in of.items() if kind in kinds for name in names]
 
 
 def _live(options: argparse.Namespace, directory: Path, file: Path) -> bool:
@@ -311,36 +406,18 @@ def _live(options: argparse.Namespace, directory: Path, file: Path) -> bool:
         os.environ.update(clusters.environment() if submits else {})
         os.environ["SPARK_SUBMIT_OPTS"] = f"{SMALL_JVM} {classes}"
         log = directory / "log"
-        first = [Series(name, "singles") for name in options.backends if "singles" in options.series]
-        first += [
-            Series(name, kind)
-            for kind, natives in _NATIVE.items()
-            for name in options.backends
-            if kind in options.series and name in natives
-        ]
-        first += [
-            Series(name, "whole")
-            for name in options.backends
-            if "whole" in options.series and not name.startswith("upstream")
-        ]
-        first += [
-            Series(name, "slices")
-            for name in options.backends
-            if "slices" in options.series and name.startswith("submit")
-        ]
-        well = _run_all(
-            first, options.at_once, file, lambda series: _start(series, clusters, file, log, options.seed, 0.0)
-        )
-        if "pairs" not in options.series:
-            return well
-        drawn = [Series(name, "pairs") for name in options.backends if not name.startswith("upstream")]
+        every = _all_series(options.backends, options.series)
+        drawn = [series for series in every if series.kind == "pairs"]
         each = options.minutes * 60 * options.at_once / max(1, len(drawn))
-        return well and _run_all(
-            drawn,
-            options.at_once,
-            file,
-            lambda series: _start(series, clusters, file, log, options.seed, time.time() + each),
-        )
+        well = True
+        for some in ([series for series in every if series not in drawn], drawn):  # the drawn ones ask the others
+            well = well and _run_all(
+                some,
+                options.at_once,
+                file,
+                lambda series: _start(series, clusters, file, log, options.seed, time.time() + each),
+            )
+        return well
 
 
 if __name__ == "__main__":
