@@ -336,10 +336,12 @@ class Found:
     :param status: of the job: the oldest one of the submission that the cluster did not relaunch.
     :param younger: jobs that carry the same token although only one was meant, and still run.
         Whoever sees them kills them and says so loudly.
+    :param untold: why it cannot be told whether there are others; ``None`` if it can.
     """
 
     status: JobStatus
     younger: Sequence[JobRef] = ()
+    untold: SubmissionUncertain | None = None
 
     @property
     def counts(self) -> bool:
@@ -461,6 +463,7 @@ class Record:
     :param killing: whether this task has asked the cluster to kill the job: if it is gone, it was killed, not lost.
     :param unanswered: whether the cluster has answered none of these kills: a job that lives on was not killed.
     :param resent: whether the submission was sent more than once, so that it may have made a second job.
+    :param refused: whether the cluster has said no to all that was sent: there is no job, and nothing on its way.
     :param previous: earlier submissions of the task instance, the latest first.
     """
 
@@ -478,6 +481,7 @@ class Record:
     killing: bool = False
     unanswered: bool = False
     resent: bool = False
+    refused: bool = False
     previous: tuple[PreviousSubmission, ...] = ()
 
     def lists(self, job_id: str) -> bool:
@@ -488,13 +492,13 @@ class Record:
         """
         Return the record with another job of its submission in the old one's place.
 
-        The old ID stays listed. What was killed was the old one.
+        The old ID stays listed. What has ended, or was killed, was the old one.
         """
         if self.job is None or self.job.id == job.id:
             return dataclasses.replace(self, job=job)
         old = PreviousSubmission(self.submission.token, self.job.id, JobState.RELAUNCHED.value)
         previous = (old, *self.previous)[: self._KEPT]
-        return dataclasses.replace(self, job=job, previous=previous, killing=False, unanswered=False)
+        return dataclasses.replace(self, job=job, previous=previous, verdict=None, killing=False, unanswered=False)
 
     def as_previous(self) -> tuple[PreviousSubmission, ...]:
         """Return the list of previous submissions for the record that follows this one."""
@@ -519,6 +523,7 @@ class Record:
             "killing": self.killing,
             "unanswered": self.unanswered,
             "resent": self.resent,
+            "refused": self.refused,
             "previous": [list(previous) for previous in self.previous],
         }
 
@@ -552,6 +557,7 @@ class Record:
             killing=value.get("killing") is True,
             unanswered=value.get("unanswered") is True,
             resent=value.get("resent") is True,
+            refused=value.get("refused") is True,
             previous=tuple(map(_previous, previous)),
         )
 

@@ -310,10 +310,11 @@ class KubernetesHook(SparkCliHook):
                 "on Kubernetes, or give others: a token as the password, or one of the extras 'kubeconfig', "
                 "'token-file' and 'in-cluster'. What spark-submit uses for itself is not used here"
             ) from error
-        evidence = dict(BY_CLI)
+        evidence, job = dict(BY_CLI), JobRef(f"{place.namespace}:{place.name}")
         if pod is not None and pod.token != submission.token:
             evidence[BEFORE] = await make_room(self._api, pod, submission)
-        job = JobRef(f"{place.namespace}:{place.name}")
+        elif submission.job == job and BEFORE in submission.evidence:  # an earlier try has made room
+            evidence[BEFORE] = submission.evidence[BEFORE]
         prepared = dataclasses.replace(submission, job=job, cluster_time=cluster_time, evidence=evidence)
         return CliSubmission(submission=prepared, conf=marked)
 

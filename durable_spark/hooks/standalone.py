@@ -272,7 +272,7 @@ class StandaloneHook(SparkCliHook):
             view = await self._masters.agreed_view()
             matches, untold = await self._look(view, submission, known)
             if matches:
-                return _found(matches, view)
+                return _found(matches, view, _uncertain(untold, submission, view) if untold else None)
             waited = loop.time() - started
             age = max(waited, view.time - (submission.cluster_time or 0.0))
             if any(reason.queued for reason in untold) and waited < self.queue_patience:
@@ -307,7 +307,7 @@ class StandaloneHook(SparkCliHook):
         self, view: View, submission: Submission, known: dict[str, Mapping[str, str]]
     ) -> tuple[Sequence[Driver], Sequence[_Untold]]:
         """
-        Read the launch commands of the candidates, those nearest to the intent first.
+        Read the launch commands of the candidates.
 
         :param known: what was read before; a launch command does not change.
         :returns: the drivers that carry the token, and what could not be told.
@@ -333,10 +333,7 @@ class StandaloneHook(SparkCliHook):
             elif "redacted" in token:
                 untold.append(_Untold(f"{driver.id} hides it (spark.redaction.regex)", permanent=True))
 
-        for start in range(0, len(candidates), 4 * CONCURRENCY):
-            await for_each(look, candidates[start : start + 4 * CONCURRENCY], at_once=CONCURRENCY)
-            if matches:
-                break
+        await for_each(look, candidates, at_once=CONCURRENCY)
         return matches, untold
 
     async def _drivers_of_workers(self, view: View, submission: Submission, untold: list[_Untold]) -> Mapping[str, str]:
@@ -575,15 +572,20 @@ def _forgotten(ran: Mapping[str, str], view: View, submission: Submission) -> Se
     ]
 
 
-def _found(matches: Sequence[Driver], view: View) -> Found:
-    oldest, *others = sorted(matches, key=lambda driver: (driver.start, driver.number))
+def _found(matches: Sequence[Driver], view: View, untold: SubmissionUncertain | None) -> Found:
+    in_order = sorted(matches, key=lambda driver: (driver.start, driver.number))
+    oldest = in_order[0]
+    if not oldest.raw:  # the master has forgotten it: it may have been relaunched, as one that is listed
+        listed = (driver for driver in in_order if driver.raw and state_of(driver.raw) is not JobState.KILLED)
+        oldest = next(listed, oldest)
+    others = [driver for driver in in_order if driver is not oldest]
     status = view.status(oldest)
     if not oldest.raw:
         status = dataclasses.replace(
             status, state=JobState.ABSENT, message="a worker ran it; the master has forgotten it"
         )
     younger = [JobRef(driver.id) for driver in others if driver.raw and state_of(driver.raw).active]
-    return Found(status=status, younger=younger)
+    return Found(status=status, younger=younger, untold=untold)
 
 
 def _uncertain(untold: Sequence[_Untold], submission: Submission, view: View) -> SubmissionUncertain:

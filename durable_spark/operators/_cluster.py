@@ -89,28 +89,33 @@ class ClusterTask(RecordedTask):
         record = self._recorded
         assert record.job is not None  # noqa: S101 the mixin asks only for a job that it was given
         status = self._poll_or_none(record.job)
-        submits = self.on_lost == "resubmit"
-        another = self._successor(context, record, status, submits=submits) if status is not None else None
+        another = self._successor(context, record, status) if status is not None else None
         if another is None:
             return status
         self._save(context, record.moved_to(another.job))
         return another
 
-    def _successor(self, context: Context, record: Record, status: JobStatus, *, submits: bool) -> JobStatus | None:
+    def _successor(
+        self, context: Context, record: Record, status: JobStatus, *, anew: bool = False
+    ) -> JobStatus | None:
         """
         Do the same as :meth:`_another`, and take it for ``None`` if it cannot be told yet and nobody would be harmed.
 
-        :param submits: whether a new submission follows if there is none and the job is not known.
+        :param anew: as there.
         """
         try:
-            return self._another(context, record, status, within=self.kill_timeout)
+            return self._another(context, record, status, within=self.kill_timeout, anew=anew)
         except (ClusterError, SubmissionUncertain) as error:
-            if status.state in (JobState.FAILED, JobState.KILLED) or (status.state is JobState.ABSENT and submits):
-                raise  # it is looked for again, rather than submitted beside
+            ended = status.state in (JobState.FAILED, JobState.KILLED) or (status.state is JobState.SUCCEEDED and anew)
+            submits = anew or record.resent or self.on_lost == "resubmit"
+            if ended or (status.state is JobState.ABSENT and submits):
+                raise  # it is looked for again, rather than submitted beside, or called lost
             self.log.info("Whether another job stands in the place of %s cannot be told: %s", status.job, error)
             return None
 
-    def _another(self, context: Context, record: Record, status: JobStatus, *, within: float) -> JobStatus | None:
+    def _another(
+        self, context: Context, record: Record, status: JobStatus, *, within: float, anew: bool = False
+    ) -> JobStatus | None:
         """
         Return another job of the submission if a job has ended, was relaunched or is not known, and that one counts.
 
@@ -118,14 +123,17 @@ class ClusterTask(RecordedTask):
         one that was killed, or is not known either, says nothing. ``None`` also if it can never be told.
 
         :param within: seconds for which the end of younger ones is waited for, which are killed.
-        :raises SubmissionUncertain: when it cannot be told yet, or a younger one is not seen dead by then.
+        :param anew: whether a new submission follows also upon a success.
+        :raises SubmissionUncertain: when it cannot be told yet, or a younger one is not seen dead by then. Of a
+            submission that was sent more than once also when it can never be told.
         """
         if status.state not in (JobState.RELAUNCHED, JobState.ABSENT) and not (record.resent and status.state.final):
             return None
         until = time.monotonic() + within
+        stands = status.state is JobState.SUCCEEDED and not anew  # whatever there is beside it
         try:
             found = self._find(context, record)
-            while found is not None and found.younger and status.state is not JobState.SUCCEEDED:
+            while found is not None and found.younger and not stands:
                 if time.monotonic() >= until:
                     names = ", ".join(map(str, found.younger))
                     raise SubmissionUncertain(f"{names}, of the same submission as {status.job}, may not be dead yet")
@@ -134,16 +142,24 @@ class ClusterTask(RecordedTask):
         except SubmissionRefused:  # its name is somebody else's by now
             return None
         except SubmissionUncertain as error:
-            if not error.permanent:
+            if record.resent or not error.permanent:
                 raise
             self.log.info("Whether another job stands in the place of %s can never be told: %s", status.job, error)
             return None
-        if found is None or found.status.job == status.job:
+        if found is None:
             return None
-        return None if record.resent and not found.counts else found.status
+        if found.status.job != status.job and (found.counts or not record.resent):
+            return found.status
+        if found.untold is not None and not stands:
+            gone = status.state is JobState.ABSENT and not found.untold.permanent
+            if record.resent or gone:
+                raise found.untold
+        return None
 
     def _find(self, context: Context, record: Record) -> Found | None:
         """Return the submission's job, ``None`` if it is proven absent; kill jobs that came beside it."""
+        if record.refused:
+            return None
         talk = self._conversing
         found = talk.run(talk.hook.find(record.submission))
         if not isinstance(found, Found):
@@ -204,7 +220,7 @@ class ClusterTask(RecordedTask):
         :raises JobEnded: when that takes longer than ``kill_timeout``. Nothing was submitted.
         """
         try:
-            status = self._kill_and_see_dead(context, job, within=self.kill_timeout)
+            status = self._kill_and_see_dead(context, job, within=self.kill_timeout, anew=True)
         except StillAlive as error:
             raise JobEnded(
                 f"the old job {job} was not seen dead within {self.kill_timeout:.0f} s ({error}); nothing was submitted"
@@ -215,11 +231,12 @@ class ClusterTask(RecordedTask):
             self.log.info("%s is %s", status.job, status.raw or status.state.value)
         self._release(status.job)
 
-    def _kill_and_see_dead(self, context: Context, job: JobRef, *, within: float) -> JobStatus:
+    def _kill_and_see_dead(self, context: Context, job: JobRef, *, within: float, anew: bool = False) -> JobStatus:
         """
         Kill a job, and what the cluster starts in its place, until it is dead or not known any more.
 
         :param within: seconds.
+        :param anew: whether a new submission follows also if it succeeds before.
         :raises StillAlive: when the time is up, with what was seen last.
         """
         talk = self._conversing
@@ -228,7 +245,8 @@ class ClusterTask(RecordedTask):
             try:
                 self._kill_noted(context, job)
                 status = talk.run(talk.hook.poll([job]))[job]
-                another = self._another(context, self._record, status, within=0.0) if self._record is not None else None
+                record = self._record
+                another = None if record is None else self._another(context, record, status, within=0.0, anew=anew)
                 if another is not None:
                     job, status = another.job, another
                     self._record = self._recorded.moved_to(job)

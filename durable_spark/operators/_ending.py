@@ -134,7 +134,8 @@ class EndingTask(ClusterTask):
             return False
         if noted is None or not (noted.confirmed or noted.kind == "failed"):
             return False
-        self._record = dataclasses.replace(record, killing=True, unanswered=False)
+        unanswered = noted.unanswered and (record.unanswered or not record.killing)
+        self._record = dataclasses.replace(record, killing=True, unanswered=unanswered)
         return True
 
     def _noted(self, context: Context) -> JobEvent | None:

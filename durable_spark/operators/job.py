@@ -49,6 +49,7 @@ from durable_spark.jobs import (
     OutageTooLong,
     Record,
     Submission,
+    SubmissionRefused,
     SubmissionUncertain,
     Verdict,
     utc,
@@ -271,11 +272,12 @@ class DurableJobOperator(EndingTask):
         self._push_try(context, submission.token)
         with submission_span(submission, conn_id=self.conn_id) as span:
             prepared = self._prepare(job, submission)
-            if resend and submission.cluster_time is not None:
+            resent = prior is not None and resend and not prior.refused
+            if resent and submission.cluster_time is not None:
                 # A request of the worker that died may still arrive: its job must not look older than the intent.
                 prepared = dataclasses.replace(prepared, cluster_time=submission.cluster_time)
             previous = () if prior is None else prior.previous if resend else prior.as_previous()
-            intent = dataclasses.replace(self._record_of(context, prepared, previous=previous), resent=resend)
+            intent = dataclasses.replace(self._record_of(context, prepared, previous=previous), resent=resent)
             ref = self._submit(context, job, intent, span)
         self._anew = False
         self._status = None
@@ -310,7 +312,12 @@ class DurableJobOperator(EndingTask):
 
     def _send(self, context: Context, job: Any, intent: Record) -> JobRef:
         """Submit the job. Its intent is in the store."""
-        return self._conversing.run(self._conversing.hook.submit(job, intent.submission))
+        try:
+            return self._conversing.run(self._conversing.hook.submit(job, intent.submission))
+        except SubmissionRefused:
+            if not intent.resent:  # else an earlier request may be on its way
+                self._save(context, dataclasses.replace(intent, refused=True))
+            raise
 
     def get_job_status(self, external_id: JsonValue, context: Context) -> str:
         """Return the state of the recorded job as a :class:`~durable_spark.jobs.JobState` value."""
@@ -481,8 +488,10 @@ class DurableJobOperator(EndingTask):
         same_item = record.fingerprint == self._fingerprint_of(context)
         why = "the task was cleared" if same_item else "the mapped arguments have changed"
         self._run_anew("clear_resubmit", why, dead=False)
-        if record.verdict is not None:
-            self._run_anew("clear_resubmit", f"{why}, and {record.job} has ended as {record.verdict.state.value}")
+        verdict = record.verdict
+        # A success counts whatever there is beside it; a bad end does only when all else is dead.
+        if verdict is not None and not (record.resent and verdict.state is JobState.SUCCEEDED):
+            self._run_anew("clear_resubmit", f"{why}, and {record.job} has ended as {verdict.state.value}")
             self._release(record.job)
             return
         self._expect_same_cluster(record)
@@ -493,8 +502,8 @@ class DurableJobOperator(EndingTask):
             self._release(record.submission.job)
             return
         job = record.job
-        status = self._poll_or_none(job)
-        if status is not None and (another := self._successor(context, record, status, submits=True)) is not None:
+        status = self._poll_or_none(job) if verdict is None else _status_of(record)
+        if status is not None and (another := self._successor(context, record, status, anew=True)) is not None:
             job, status = another.job, another
             record = record.moved_to(job)
         if status is not None and status.state.final:

@@ -98,6 +98,12 @@ _TAKEN_OVER_AFTER = 60.0
 """Seconds after a deferral from which a trigger that starts is taken to be not the first."""
 _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
+_OTHERS_FOUND_WITHIN = 10.0
+_SAYS_NOTHING = {
+    JobState.RELAUNCHED: "the cluster relaunched it, and its successor could not be found",
+    JobState.UNKNOWN: "the cluster could not tell what has become of it",
+}
+"""States in which a job is waited for as in an outage, and what is said in the end."""
 _letting_go: set[asyncio.Task[None]] = set()
 """
 What goes on although Airflow has cancelled its ``on_kill``: a loop remembers its tasks only weakly. Each step of it has
@@ -236,6 +242,7 @@ class JobEvent:
         :class:`SubmissionTrigger`.
     :param state: what was last known of the job, in the cluster's words.
     :param confirmed: for ``timeout``: whether the job was seen dead.
+    :param unanswered: of one that is noted: whether the cluster has not answered the kill that it is noted for.
     """
 
     kind: str
@@ -244,6 +251,7 @@ class JobEvent:
     state: str = ""
     message: str = ""
     confirmed: bool = False
+    unanswered: bool = False
 
     VERSION = 1
 
@@ -258,6 +266,7 @@ class JobEvent:
             "state": self.state,
             "message": self.message[:_MESSAGE_LIMIT],
             "confirmed": self.confirmed,
+            "unanswered": self.unanswered,
         }
 
     @classmethod
@@ -274,7 +283,8 @@ class JobEvent:
         if texts["kind"] not in kinds or not all(isinstance(text, str) for text in texts.values()):
             raise ValueError(f"not an event of this package: {value!r:.100}")
         job = JobRef(texts.pop("job_id"), texts.pop("uid"))
-        return cls(job=job, confirmed=value.get("confirmed") is True, **texts)
+        confirmed, unanswered = value.get("confirmed") is True, value.get("unanswered") is True
+        return cls(job=job, confirmed=confirmed, unanswered=unanswered, **texts)
 
 
 def noted_end(value: Any, *, ti_id: str) -> JobEvent | None:
@@ -441,11 +451,11 @@ class JobTrigger(BaseTrigger):
 
     async def _listen(self, subscription: Subscription, said: _Narrator) -> JobEvent | None:
         """Return the event that ends the task, or ``None`` when another job is to be followed."""
-        relaunched_since: float | None = None
+        nothing_since: float | None = None
         untold_since: float | None = None
         while True:
-            looks_again = relaunched_since is not None
-            await subscription.changed(self._next_look(subscription, said.links_due, relaunched=looks_again))
+            looks_again = nothing_since is not None
+            await subscription.changed(self._next_look(subscription, said.links_due, looks_again=looks_again))
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
                 if status.state is not JobState.ABSENT:  # of that there is more to say
@@ -455,12 +465,14 @@ class JobTrigger(BaseTrigger):
                     if event is not None or another:
                         return event
                     untold_since = untold_since or time.time()
-                    if (untold := time.time() - untold_since) >= (patience := self._args.outage_timeout):
-                        message = f"whether its submission has a second job could not be told for {patience:.0f} s"
-                        return self._event("outage", status, message=message)
-                    await asyncio.sleep(min(max(self._patience, untold / 2), LONGEST_BACKOFF))
+                    event, pause = self._wait_for_word(status, untold_since)
+                    if event is not None:
+                        return event
+                    await asyncio.sleep(pause)
                     continue
             untold_since = None
+            if status is not None and status.state is JobState.RUNNING:
+                await self._forget_vain_kill()
             if (due := self._deadline_due(subscription)) is not None and time.time() >= due:
                 if (event := await self._end_at_deadline(subscription.status)) is not None:
                     return event
@@ -468,14 +480,14 @@ class JobTrigger(BaseTrigger):
                 await self._give_up_start(subscription.status)
             if (event := self._outage_event(subscription)) is not None:
                 return event
-            if status is None or status.state is not JobState.RELAUNCHED:
-                relaunched_since = None
-            elif await self._found_successor():
+            if status is None or status.state not in _SAYS_NOTHING:
+                nothing_since = None
+            elif status.state is JobState.RELAUNCHED and await self._found_successor():
                 return None
             else:
-                relaunched_since = relaunched_since or time.time()
-                if time.time() - relaunched_since >= (patience := self._args.outage_timeout):
-                    message = f"the cluster relaunched it, and its successor could not be found for {patience:.0f} s"
+                nothing_since = nothing_since or time.time()
+                if time.time() - nothing_since >= (patience := self._args.outage_timeout):
+                    message = f"{_SAYS_NOTHING[status.state]} for {patience:.0f} s"
                     return self._event("outage", status, message=message)
             if await self._another_is_the_job():
                 return None
@@ -499,7 +511,22 @@ class JobTrigger(BaseTrigger):
             return noted, False
         return (self._lost(subscription) if absent else self._event(status.state.value, status)), False
 
-    def _next_look(self, subscription: Subscription, links_due: float | None, *, relaunched: bool) -> float | None:
+    def _wait_for_word(self, status: JobStatus, since: float) -> tuple[JobEvent | None, float]:
+        """
+        Return the event of an end that was held back for too long, and the seconds until it is asked again.
+
+        :param since: when it was held back first, in seconds since the epoch.
+        """
+        now, deadline, patience = time.time(), self._args.deadline, self._args.outage_timeout
+        what = "whether its submission has a second job could not be told"
+        if deadline is not None and now >= (deadline := max(deadline, self._dead_by)):
+            return self._event("timeout", status, message=what), 0.0
+        if now - since >= patience:
+            return self._event("outage", status, message=f"{what} for {patience:.0f} s"), 0.0
+        pause = min(max(self._patience, (now - since) / 2), LONGEST_BACKOFF)
+        return None, pause if deadline is None else min(pause, deadline - now)
+
+    def _next_look(self, subscription: Subscription, links_due: float | None, *, looks_again: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""
         outage, start = subscription.outage, self._start_due(subscription.status)
         deadline = self._deadline_due(subscription)
@@ -507,7 +534,7 @@ class JobTrigger(BaseTrigger):
         due = [moment for moment in moments if moment is not None]
         if outage is not None:
             due.append(max(outage.since, self._began) + self._args.outage_timeout)
-        if relaunched:
+        if looks_again:
             due.append(time.time() + self._patience)
         return max(0.0, min(due) - time.time()) if due else None
 
@@ -622,6 +649,17 @@ class JobTrigger(BaseTrigger):
             if self._args.kill:
                 await hook.kill(self._job)
             await hook.release(self._job)
+            try:  # whether the cluster has relaunched it, or a late request has made another, unseen as yet
+                found = await asyncio.wait_for(hook.find(self._args.submission), _OTHERS_FOUND_WITHIN)
+            except (DurableJobError, asyncio.TimeoutError) as error:
+                self.log.warning("Whether %s was the only job of its submission cannot be told: %r", self._job, error)
+                return
+            for job in (found.status.job, *found.younger) if isinstance(found, Found) else ():
+                if job != self._job:
+                    if self._args.kill:
+                        self.log.warning("Killing %s, too: it carries the token of %s", job, self._job)
+                        await hook.kill(job)
+                    await hook.release(job)
 
     async def _kill_noted(self, dead: JobEvent) -> str | None:
         """
@@ -634,14 +672,22 @@ class JobTrigger(BaseTrigger):
             async with self._hook_of_same_cluster() as hook:
                 await hook.kill(self._job)
 
+        before = self._noted
         await self._note(dead)
         try:
             await asyncio.wait_for(kill(), _KILL_CONFIRMED_WITHIN)
         except (DurableJobError, asyncio.TimeoutError) as error:
             if not isinstance(error, (ClusterUnreachable, asyncio.TimeoutError)):  # it was not sent, or refused
                 await self._note(None)
+            elif before is None or before.job != dead.job or before.unanswered:  # else it has answered one
+                await self._note(dataclasses.replace(dead, unanswered=True))
             return str(error) or f"no answer within {_KILL_CONFIRMED_WITHIN:.0f} s"
         return None
+
+    async def _forget_vain_kill(self) -> None:
+        """Take back the note of a kill that has not arrived: the job runs. If it is gone one day, that was not us."""
+        if self._noted is not None and self._noted.unanswered and self._noted.job == self._job:
+            await self._note(None)
 
     @contextlib.asynccontextmanager
     async def _hook_of_same_cluster(self) -> AsyncIterator[JobHook]:
@@ -686,9 +732,10 @@ class JobTrigger(BaseTrigger):
         except DurableJobError as error:
             self.log.warning("Whether %s has a double could not be told: %s", self._job, error)
             if self._job == ours:
-                return None if may_be_told_later(error) or isinstance(error, RequestRefused) else False
+                untold = may_be_told_later(error) or isinstance(error, (RequestRefused, SubmissionUncertain))
+                return None if untold else False
         else:
-            if self._job == ours and younger:
+            if self._job == ours and (younger or found.untold is not None):
                 return None
         return self._job != ours
 

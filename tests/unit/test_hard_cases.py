@@ -16,7 +16,7 @@ from airflow.sdk.execution_time.timeout import timeout
 
 from dev.processes import wait_until_async
 from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, SubmissionRefused, SubmissionUncertain
-from durable_spark.operators import _recorded
+from durable_spark.operators import _ending, _recorded
 from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
@@ -221,6 +221,54 @@ class TestTwoOfOneToken:
         service.jobs["job-1"].state, service.jobs["job-2"].state = JobState.KILLED, JobState.SUCCEEDED
         assert instance.begin().execute() == "job-2"
 
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_after_a_success_and_a_clear_nothing_is_submitted_beside_it(
+        self, instance: TaskInstance, service: Service, recorded: bool
+    ) -> None:
+        second = instance.begin()
+        assert job_of(second.execute()) == "job-2"
+        service.jobs["job-2"].state = JobState.SUCCEEDED
+        service.find_error = SubmissionUncertain("a worker's page is out of reach")
+        if recorded:  # a success counts, whatever there is beside it
+            assert second.complete(event(instance, "succeeded")) == "job-2"
+        instance.clear()
+        with pytest.raises(AirflowException, match="SubmissionUncertain: a worker's page"):
+            instance.begin().execute()
+        assert service.running == ["job-1"]
+        service.find_error = None
+        assert job_of(instance.begin().execute()) == "job-3"
+        assert service.running == ["job-3"]
+
+    def test_after_a_success_and_a_clear_a_younger_one_is_seen_dead_first(
+        self, instance: TaskInstance, service: Service
+    ) -> None:
+        service.before_submit = None
+        assert job_of(instance.begin().execute()) == "job-1"
+        service.add(service.jobs["job-1"].token)
+        service.jobs["job-1"].state = JobState.SUCCEEDED
+        service.outlives_kills = True
+        instance.clear()
+        with pytest.raises(AirflowException, match="job-2, of the same submission as job-1, may not be dead yet"):
+            instance.begin(kill_timeout=0.05).execute()
+        assert service.running == ["job-2"]
+
+    def test_ours_is_not_lost_while_the_older_one_may_run(self, instance: TaskInstance, service: Service) -> None:
+        instance.begin().execute()
+        service.jobs["job-2"] = Job("", "", JobState.ABSENT)
+        service.find_error = SubmissionUncertain("a worker's page is out of reach")
+        with pytest.raises(AirflowException, match="SubmissionUncertain: a worker's page"):
+            instance.begin().execute()
+        service.find_error = None
+        assert job_of(instance.begin().execute()) == "job-1"
+
+    def test_what_can_never_be_told_is_for_a_person(
+        self, instance: TaskInstance, service: Service, killed: None
+    ) -> None:
+        service.find_error = SubmissionUncertain("its worker is gone", permanent=True)
+        with pytest.raises(AirflowFailException, match="its worker is gone"):
+            instance.begin().execute()
+        assert service.running == ["job-1"]
+
     def test_a_younger_one_is_seen_dead_first(self, instance: TaskInstance, service: Service) -> None:
         service.before_submit = None
         assert job_of(instance.begin().execute()) == "job-1"
@@ -262,6 +310,31 @@ class TestTwoOfOneToken:
         with pytest.raises(AirflowTaskTimeout, match="job-1 was killed and is KILLED"):
             second.complete({**event(instance, "timeout"), "confirmed": False})
         assert service.running == []
+
+
+class TestAVainKill:
+    def test_of_the_trigger_does_not_make_a_loss_a_kill(
+        self, instance: TaskInstance, service: Service, airflow: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The cluster is away when the deadline passes; the retry follows the job, which is lost one day."""
+        monkeypatch.setenv("AIRFLOW__DURABLE_SPARK__EARLIEST_EVENT", "0")
+        monkeypatch.setattr(_ending, "_KILL_CONFIRMED_WITHIN", 0.1)
+        limit = datetime.timedelta(hours=1)
+        first = instance.begin(execution_timeout=datetime.timedelta(seconds=0.3))
+        deferral = first.execute()
+        airflow["try"] = {"ti_id": str(first.id)}
+        service.unreachable = True
+        overdue = asyncio.run(asyncio.wait_for(fired(deferral.trigger), 10))
+        assert (overdue.kind, overdue.confirmed) == ("timeout", False)
+        instance.xcoms.update(airflow["pushed"])
+        with pytest.raises(AirflowTaskTimeout):
+            first.complete(overdue.to_json())
+        assert service.kills == []
+        service.unreachable = False
+        assert job_of(instance.begin(execution_timeout=limit).execute()) == "job-1"
+        service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+        with pytest.raises(AirflowFailException, match="JobLost"):
+            instance.begin(execution_timeout=limit).execute()
 
 
 class TestLateWorkers:

@@ -262,6 +262,73 @@ async def test_a_double_of_which_nothing_can_be_told_is_given_up_like_an_outage(
     assert "second job could not be told" in fired.message
 
 
+async def test_the_deadline_counts_while_an_end_waits_for_word(service: Service) -> None:
+    service.add(TOKEN)
+    service.jobs["job-1"].state = JobState.FAILED
+    service.find_error = SubmissionUncertain("a worker's page is out of reach")
+    told = trigger(sent_before=True, deadline=time.time() + 0.3)
+    fired = await asyncio.wait_for(event(told), 5)
+    assert (fired.kind, fired.confirmed) == ("timeout", False)
+
+
+async def test_a_failure_does_not_count_when_a_double_can_never_be_told(service: Service) -> None:
+    """The retry says so, and does not submit."""
+    service.jobs["job-1"].state = JobState.FAILED
+    service.find_error = SubmissionUncertain("its worker is gone", permanent=True)
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02, outage_timeout=0.2)), 5)
+    assert fired.kind == "outage"
+
+
+async def test_no_word_of_the_job_is_given_up_like_an_outage(service: Service) -> None:
+    service.jobs["job-1"].state = JobState.UNKNOWN
+    fired = await asyncio.wait_for(event(trigger(outage_timeout=0.3)), 5)
+    assert (fired.kind, "could not tell what has become of it" in fired.message) == ("outage", True)
+
+
+async def test_a_start_that_was_given_up_in_vain_does_not_make_a_loss_a_failure(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill is not answered, for the cluster is away; a node has come, and the job runs for hours."""
+    service.jobs["job-1"] = Job(TOKEN, "", JobState.PENDING, "no node", time.time() - 1000)
+
+    async def kill(*_: Any) -> None:
+        service.jobs["job-1"] = Job(TOKEN, "", JobState.RUNNING)
+        raise ClusterUnreachable("connection refused")
+
+    narrate = trigger_module._Narrator.status
+
+    async def vanish(self: Any, status: JobStatus, **more: Any) -> None:
+        await narrate(self, status, **more)
+        if status.state is JobState.RUNNING:
+            service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+
+    monkeypatch.setattr(tries.MemoryHook, "kill", kill)
+    monkeypatch.setattr(trigger_module._Narrator, "status", vanish)
+    assert (await asyncio.wait_for(event(trigger(start_timeout=900.0)), 5)).kind == "lost"
+
+
+@pytest.mark.parametrize("how", ["relaunched", "double"])
+async def test_marked_failed_no_job_of_the_submission_lives_on(
+    service: Service, airflow: dict[str, Any], how: str
+) -> None:
+    service.add(TOKEN)
+    if how == "relaunched":
+        service.jobs["job-1"].state = JobState.RELAUNCHED
+    airflow["state"] = "failed"
+    await trigger(sent_before=how == "double").on_kill()
+    assert service.running == []
+
+
+async def test_marked_failed_while_others_cannot_be_told_the_job_is_killed(
+    service: Service, airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trigger_module, "_OTHERS_FOUND_WITHIN", 0.05)
+    monkeypatch.setattr(tries.MemoryHook, "find", hang)
+    airflow["state"] = "failed"
+    await asyncio.wait_for(trigger().on_kill(), 5)
+    assert (service.running, service.kills) == ([], ["job-1"])
+
+
 async def test_a_doubt_of_earlier_is_not_held_against_a_later_one(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from durable_spark.hooks import _http, _kubernetes_watch, kubernetes
 from durable_spark.hooks._kubernetes_status import FINALIZER
@@ -35,6 +36,7 @@ from durable_spark.jobs import (
     SubmissionUncertain,
     new_token,
 )
+from durable_spark.operators.spark import SparkJobOperator
 from tests.unit.hooks.fake import NOW, Handler, fixed, hang, hang_up, recorded_json
 from tests.unit.hooks.fake_kubernetes import (
     CREDENTIAL,
@@ -49,6 +51,8 @@ from tests.unit.hooks.fake_kubernetes import (
     status,
     until,
 )
+from tests.unit.test_operator import job_of
+from tests.unit.tries import TaskInstance, waits
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -1130,3 +1134,46 @@ async def test_closed_and_used_again(api: FakeApi, hook: KubernetesHook) -> None
     await hook.aclose()
     await hook.aclose()
     assert (await hook.poll([job]))[job].state is JobState.RUNNING
+
+
+# --- a refusal
+
+
+@pytest.fixture
+def task(api: FakeApi, connect_kubernetes: Any) -> TaskInstance:
+    connect_kubernetes(api.connection())
+    task = TaskInstance(
+        SparkJobOperator,
+        hook="durable_spark.hooks.kubernetes.KubernetesHook",
+        conn_id="cluster",
+        application="local:///job.py",
+        retries=20,
+        conf={"spark.kubernetes.container.image": "spark"},
+    )
+    task.max_tries = 20
+    return task
+
+
+async def test_a_quota_that_is_used_up_for_an_hour_is_only_a_refusal(api: FakeApi, task: TaskInstance) -> None:
+    """There are no events so old, but neither has any of these requests made a pod: the API server has said so."""
+    api.instead["create pods"] = refused(403, message="exceeded quota: compute")
+    for _ in range(14):
+        with pytest.raises(AirflowException, match="SubmissionRefused") as caught:
+            await asyncio.to_thread(task.begin().execute)
+        assert not isinstance(caught.value, AirflowFailException)
+        api.now += 300.0
+    del api.instead["create pods"]
+    deferral = await asyncio.to_thread(task.begin().execute)
+    assert job_of(deferral).startswith("spark:")
+    assert deferral.trigger._args.to_json()["sent_before"] is False
+
+
+async def test_a_refusal_after_a_request_that_may_yet_arrive_proves_nothing(api: FakeApi, task: TaskInstance) -> None:
+    api.instead["create pods"] = hang_up
+    assert waits(await asyncio.to_thread(task.begin().execute))
+    api.instead["create pods"] = refused(403, message="exceeded quota: compute")
+    with pytest.raises(AirflowException, match="SubmissionRefused"):
+        await asyncio.to_thread(task.begin().execute)
+    api.now += 3600.0
+    with pytest.raises(AirflowFailException, match="its events have expired"):
+        await asyncio.to_thread(task.begin().execute)

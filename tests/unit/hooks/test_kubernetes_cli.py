@@ -724,3 +724,15 @@ async def test_an_api_server_out_of_reach_says_nothing(api: FakeApi, hook: Kuber
     api.instead["get pods"] = refused(403)
     with pytest.raises(RequestRefused):
         await call(submission)
+
+
+async def test_the_pod_that_had_the_name_is_remembered_when_it_is_sent_again(
+    api: FakeApi, hook: KubernetesHook
+) -> None:
+    """A short run, retried at once: its events are as young as the intent."""
+    old = named(api, "Failed")
+    first = await prepare(hook, {POD_NAME: NAMED})
+    tell(api, first, STARTED, uid=old["metadata"]["uid"], made=rfc3339(NOW - 20))
+    assert await hook.find(first) == Absent(), "its worker died before spark-submit had sent anything"
+    again = await prepare(hook, {POD_NAME: NAMED}, first)
+    assert await hook.find(again) == Absent(), "and so did this one's"
