@@ -302,8 +302,9 @@ class KubernetesCluster(Startable):
         for line in complete.splitlines():
             entry = json.loads(line)
             if entry["objectRef"].get("subresource") == "status":
-                if entry["requestObject"].get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
-                    self._ran.add(entry["requestObject"]["metadata"]["uid"])
+                patch = entry.get("requestObject", {})
+                if patch.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
+                    self._ran.add(patch.get("metadata", {}).get("uid", ""))
                 continue
             self._audited.append(entry)
             is_pod = entry["objectRef"]["resource"] == "pods" and "subresource" not in entry["objectRef"]

@@ -39,6 +39,8 @@ OBJECT_LIMIT = 8 << 20
 PAGE_LIMIT = 128 << 20
 PAGE = 250
 """Pods that are asked for at once. 10 kB each: 2.5 MB."""
+PAGES = 1000
+"""Pages that a list may have: more pods than Kubernetes is made for (150,000). One that goes on has no end."""
 MERGE_PATCH = "application/merge-patch+json"
 METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
@@ -138,19 +140,24 @@ class Api:
         Asked for in pages and without a resource version, so that the answer is not older than the question.
 
         :param keep: what of a pod is returned. Of thousands of pods that should be little: see :meth:`Answer.parse`.
+        :raises InvalidAnswer: it does not come to an end.
         """
         links = (await self.settings()).links
         kept: list[T] = []
         token = ""
-        while True:
+        for _ in range(PAGES):
             query = {"labelSelector": selector, "limit": str(PAGE)} | ({"continue": token} if token else {})
             answer = await self.request("GET", _path("pods", namespace), query=query, limit=PAGE_LIMIT, timeout=120.0)
-            page, version, token = await (await _expect(answer)).parse(
+            page, version, following = await (await _expect(answer)).parse(
                 _page, element=lambda value, _: keep(read_pod(value, namespace=namespace, links=links))
             )
             kept += page
-            if not token:
+            if not following:
                 return kept, version
+            if following == token:
+                break
+            token = following
+        raise InvalidAnswer(f"the list of the pods in {namespace} goes on and on")
 
     async def read(self, answer: Answer, namespace: str, name: str) -> Pod:
         """
@@ -440,8 +447,13 @@ def _page(value: Mapping[str, Any]) -> tuple[Sequence[Any], str, str]:
 
 
 def _events(value: Mapping[str, Any]) -> Sequence[Event]:
-    items = value.get("items")
-    events = [_event(item) for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    """Return the events of a list. What is none would be no trace of a pod, so nothing is passed over."""
+    items = value.get("items") or []
+    if value.get("kind") not in ("EventList", "List") or not isinstance(items, list):
+        raise InvalidAnswer(f"not a list of events: {str(value)[:200]}")
+    if not all(isinstance(item, Mapping) for item in items):
+        raise InvalidAnswer(f"not events: {str(items)[:200]}")
+    events = [_event(item) for item in items]
     return sorted(events, key=lambda event: event.last or 0.0)
 
 

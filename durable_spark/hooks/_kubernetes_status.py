@@ -153,12 +153,12 @@ def read_pod(value: Any, *, namespace: str, deleted: bool = False, links: LinkTe
             metadata,
             status,
             deleted=deleted,
-            on_node=bool(spec.get("nodeName")),
+            on_node="nodeName" in spec or not isinstance(value.get("spec"), Mapping),  # what is not shown may be on one
             links=links,
         ),
         version=str(metadata.get("resourceVersion", "")),
         labels=labels,
-        deleting=metadata.get("deletionTimestamp") is not None,
+        deleting=time_of(metadata.get("deletionTimestamp")) is not None,
         finalizers=[each for each in finalizers if isinstance(each, str)] if isinstance(finalizers, list) else [],
         has_secret=any(_part(volume, "secret").get("secretName") == name for volume in _items(spec, "volumes")),
         at_end="delete" if annotations.get("durable-spark/at-end") == "delete" else "",
@@ -179,7 +179,7 @@ def _job_status(
     on_node: bool,
     links: LinkTemplates,
 ) -> JobStatus:
-    deleting = metadata.get("deletionTimestamp") is not None
+    deleting = time_of(metadata.get("deletionTimestamp")) is not None
     phase = str(status.get("phase") or "Unknown")[:40]
     state = _STATES.get(phase, JobState.UNKNOWN)
     raw, message, since = phase, _message(status), None

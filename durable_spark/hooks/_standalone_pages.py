@@ -39,6 +39,7 @@ __all__ = [
 _DRIVER_ID = re.compile(r"driver-[0-9]{14}-[0-9]{4,12}", re.ASCII)
 _START_TIME = re.compile(r"(?<![0-9])[0-9]{14}(?![0-9])", re.ASCII)
 _LABEL = re.compile(rf'"-D({"|".join(map(re.escape, (TOKEN, OWNER, DEPLOYMENT)))})=([^"\n]*)"')
+_COMMAND = "Launch Command: "
 _END_OF_COMMAND = re.compile(r"^={40}$", re.MULTILINE)
 _LOG_HEADER = re.compile(r"==== Bytes [0-9]+-[0-9]+ of ([0-9]{1,18}) of [^\n]*\n")
 
@@ -213,7 +214,9 @@ class PageReader:
     def _driver(self, entry: Mapping[str, Any], *, live: bool) -> Driver:
         driver_id, worker = entry["id"], entry["worker"]
         raw, start = str(entry["state"])[:40], int(entry["starttime"]) / 1000
-        worker = worker if isinstance(worker, str) and worker != "None" else ""
+        if not isinstance(worker, str) or not worker:
+            raise TypeError(f"{worker!r:.40} for a worker")  # it would be a driver that nobody was given
+        worker = worker if worker != "None" else ""
         known = self._known.get(driver_id)
         if known and (known.raw, known.worker, known.live, known.start) == (raw, worker, live, start):
             return known
@@ -228,13 +231,13 @@ class PageReader:
 
 def labels_of(log: str) -> Mapping[str, str] | None:
     """
-    Return our properties from the launch command at the head of a driver's log, ``None`` while it is not complete.
+    Return our properties from the launch command at the head of a driver's log, ``None`` if it is not there as a whole.
 
     The worker writes ``Launch Command: "java" … "-Dkey=value" …`` and a line of 40 ``=`` before it
     starts the process (``org.apache.spark.deploy.worker.DriverRunner``).
     """
     end = _END_OF_COMMAND.search(log)
-    return None if end is None else dict(_LABEL.findall(log, 0, end.start()))
+    return None if end is None or not log.startswith(_COMMAND) else dict(_LABEL.findall(log, 0, end.start()))
 
 
 def log_text(page: str) -> tuple[str, int] | None:
@@ -255,7 +258,7 @@ def listed_drivers(page: str) -> frozenset[str]:
 
 def tail(text: str, lines: int) -> Sequence[str]:
     """Return the last lines of a log, without the launch command at its head."""
-    end = _END_OF_COMMAND.search(text) if text.startswith("Launch Command: ") else None
+    end = _END_OF_COMMAND.search(text) if text.startswith(_COMMAND) else None
     text = text[end.end() :] if end else text
     return text.strip().splitlines()[-lines:] if lines > 0 else []
 

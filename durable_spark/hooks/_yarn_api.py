@@ -77,7 +77,7 @@ class Applications:
     async def get(self, app_id: str, ask: Ask | None = None) -> App | None:
         """Return an application; ``None`` if whoever answered does not know it."""
         answer, parse = await self._ask(f"apps/{app_id}", APP_LIMIT, ask)
-        if await _is_not_found(answer):
+        if await _is_not_found(answer, app_id):
             return None
         app = parse((await _expect_ok(answer).json()).get("app"))
         if app.id != app_id:
@@ -110,8 +110,13 @@ class Applications:
         """Return how many applications have ended that are still known."""
         _, answer = await ask(f"appstatistics?states={','.join(ENDED_STATES)}", limit=APP_LIMIT)
         try:
-            return sum(int(item["count"]) for item in (await _expect_ok(answer).json())["appStatInfo"]["statItem"])
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            items = (await _expect_ok(answer).json())["appStatInfo"]["statItem"]
+            counts = {item["state"]: item["count"] for item in items}
+            ended = [counts[state] for state in ENDED_STATES]  # one that is not told of would count for none
+            if not all(isinstance(count, int) and count >= 0 for count in ended):
+                raise ValueError(f"{ended!r:.80} for numbers")
+            return sum(ended)
+        except (KeyError, TypeError, ValueError) as error:
             raise InvalidAnswer(f"{answer.url} does not count applications: {answer.excerpt!r}") from error
 
     async def remembers(self, manager: Manager) -> int | None:
@@ -174,7 +179,7 @@ class Timeline:
     async def get(self, job: JobRef) -> App | None:
         """Return an application, ``None`` if the server does not know it."""
         answer = await self._fetch(f"apps/{job.id}", APP_LIMIT)
-        if await _is_not_found(answer):
+        if await _is_not_found(answer, job.id):
             return None
         told = await _expect_ok(answer).json()
         app = parse_past_app(told.get("app", told), history=(await self._managers.settings()).history)
@@ -208,7 +213,7 @@ def _unwrapped(answer: Answer) -> Callable[[Any], list[Any]]:
 
     def unwrap(told: Any) -> list[Any]:
         wrapped = told.get("apps")
-        if "apps" in told and not wrapped:
+        if "apps" in told and wrapped in (None, {}):
             return []
         apps = wrapped.get("app") if isinstance(wrapped, dict) else None
         if not isinstance(apps, list):
@@ -218,19 +223,20 @@ def _unwrapped(answer: Answer) -> Callable[[Any], list[Any]]:
     return unwrap
 
 
-async def _is_not_found(answer: Answer) -> bool:
+async def _is_not_found(answer: Answer, app_id: str = "") -> bool:
     """
-    Whether it is how Hadoop says that it does not know an application. A proxy's 404 is not.
+    Whether it is how Hadoop says that it does not know an application, which it names. A proxy's 404 is not.
 
     :raises InvalidAnswer: for another 404.
     """
     if answer.status not in (404, 500):
         return False
     try:
-        name = str((await answer.json())["RemoteException"]["exception"])
+        told = (await answer.json())["RemoteException"]
+        name, message = str(told["exception"]), str(told["message"])
     except (InvalidAnswer, KeyError, TypeError):
-        name = ""
-    if name in ("NotFoundException", "ApplicationNotFoundException"):
+        name = message = ""
+    if name in ("NotFoundException", "ApplicationNotFoundException") and app_id in message:
         return True
     if answer.status == 500:
         return False

@@ -70,7 +70,8 @@ _STATES = {
 }
 """``YarnApplicationState``, and what ``/state`` shows of ``RMAppState`` besides. A word that is not known: UNKNOWN."""
 _ENDS = {"SUCCEEDED": JobState.SUCCEEDED, "FAILED": JobState.FAILED, "KILLED": JobState.KILLED}
-"""``FinalApplicationStatus`` of an application that is ``FINISHED``."""
+_UNSAID = ("UNDEFINED", "ENDED")
+"""``FinalApplicationStatus`` of an application that is ``FINISHED``. A word that is not known: UNKNOWN."""
 
 
 def is_application_id(text: str) -> bool:
@@ -210,14 +211,14 @@ def parse_app(entry: Any, *, page: str, history: str | None) -> App:
     :raises InvalidAnswer: when it is not such an element.
     """
     try:
-        app_id, state, final = _text(entry["id"]), _text(entry["state"]), _text(entry.get("finalStatus") or "UNDEFINED")
+        app_id, state, final = _text(entry["id"]), _text(entry["state"]), _text(entry.get("finalStatus") or "")
         logs = _container(entry.get("amContainerLogs"))
         ended = state in ENDED_STATES
         links = _links(app_id, page=page, history=history, logs=logs, tracking=entry.get("trackingUrl"), ended=ended)
         return _app(
             app_id,
             _status(app_id, state, final, _text(entry.get("diagnostics") or ""), links),
-            tags=entry.get("applicationTags"),
+            tags=_text(entry["applicationTags"]),  # what lacks them would be none of ours
             started=entry.get("startedTime"),
             finished=entry.get("finishedTime") if ended else 0,
             queue=entry.get("queue"),
@@ -235,7 +236,7 @@ def parse_past_app(entry: Any, *, history: str | None) -> App:
     """
     try:
         app_id = _text(entry["appId"])
-        final = _text(entry.get("finalAppStatus") or "UNDEFINED")
+        final = _text(entry.get("finalAppStatus") or "")
         links = {} if history is None else {Link.HISTORY: history.format(app_id=app_id)}
         return _app(
             app_id,
@@ -270,9 +271,10 @@ def _status(app_id: str, state: str, final: str, diagnostics: str, links: Mappin
     raw = state[:40]
     if state == "FINISHED":
         raw = f"{raw}/{final[:40]}"
-        ours = _ENDS.get(final, JobState.FAILED)
-        if final not in _ENDS:  # spark-submit takes it for a failure, too (Client.run in Spark's yarn module)
-            message = f"the application ended without saying how ({final[:40]})\n{message}".strip()
+        ours = _ENDS.get(final, JobState.UNKNOWN)
+        if final in _UNSAID:  # spark-submit takes it for a failure, too (Client.run in Spark's yarn module)
+            ours = JobState.FAILED
+            message = f"the application ended without saying how ({final})\n{message}".strip()
     else:
         ours = _STATES.get(state, JobState.UNKNOWN)
     return JobStatus(job=JobRef(app_id), state=ours, raw=raw, message=message, links=links)

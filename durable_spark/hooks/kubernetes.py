@@ -402,6 +402,11 @@ class KubernetesHook(SparkCliHook):
                 f"{what} any more, but it was: {events[-1]}. Somebody has deleted it, and its end was not seen",
                 permanent=True,
             )
+        if submission.cluster_time is not None and now is None:
+            raise SubmissionUncertain(
+                f"{what}, and if it was, its events may have expired: the API server does not tell the time (header "
+                "Date). The next try looks again"
+            )
         if submission.cluster_time is not None and now is not None and now - submission.cluster_time > EVENTS_LAST:
             raise SubmissionUncertain(
                 f"{what}, and if it was, its events have expired by now: nothing shows that it never was",

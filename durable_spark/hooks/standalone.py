@@ -353,6 +353,9 @@ class StandaloneHook(SparkCliHook):
             except DurableJobError as error:
                 untold.append(_Untold(f"the page of {worker} cannot be read: {error}"))
                 return
+            if worker not in page.text or not page.text.rstrip().endswith("</html>"):
+                untold.append(_Untold(f"what answers for {worker} does not show its page, or not all of it"))
+                return
             listed = listed_drivers(page.text)
             if len(listed) > WORKER_REMEMBERS:
                 untold.append(_Untold(f"{worker} may have forgotten drivers", permanent=True))
@@ -397,7 +400,7 @@ class StandaloneHook(SparkCliHook):
                 return labels
         else:
             raise _Untold(f"the launch command of {driver.id} is too long to read", permanent=True)
-        if driver.raw in ("ERROR", "KILLED"):
+        if driver.raw in ("ERROR", "KILLED") and not text and not length:
             return {}  # its application could not be fetched, or it was killed meanwhile
         if driver.live:
             raise _Untold(f"{driver.id} is being launched", queued=True)
@@ -481,7 +484,7 @@ class StandaloneHook(SparkCliHook):
             return JobStatus(job=job, state=state_of(raw), raw=raw, message=message)
         if not_leading(told):
             raise NobodyLeads(f"{leader.address} does not lead any more: {message}")
-        if told.get("success") is False and not message:
+        if told.get("success") is False and told.get("message") is None and told.get("driverState") is None:
             return JobStatus(job=job, state=JobState.ABSENT, raw="not known to the master")
         raise InvalidAnswer(f"{leader.rest} says neither yes nor no about {job.id}: {message}")
 

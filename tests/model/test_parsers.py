@@ -116,6 +116,26 @@ SPARK_WORDS = ["FINISHED", "ERROR", "UNKNOWN", "worker-20261123035333-127.0.0.1-
 PAGE = json.loads(recorded("page.json"))
 
 
+OF_SPARK = {
+    "FINISHED": JobState.SUCCEEDED,
+    "FAILED": JobState.FAILED,
+    "ERROR": JobState.FAILED,
+    "KILLED": JobState.KILLED,
+}
+FINAL = {
+    "SUCCEEDED": JobState.SUCCEEDED,
+    "FAILED": JobState.FAILED,
+    "KILLED": JobState.KILLED,
+    "UNDEFINED": JobState.FAILED,
+    "ENDED": JobState.FAILED,
+}
+
+
+def expect_end(status: JobStatus, end: JobState | None) -> None:
+    """See that it is the end that the answer spells out, and none if it spells out none."""
+    assert status.state is end if end else not status.state.final and status.state is not JobState.ABSENT, status
+
+
 def read_page(body: bytes, before: View | None) -> View:
     reader = PageReader("http://m:8080", before)
     return loop.complete(answer(body).parse(lambda page: reader.view(page, time=1.0), element=reader.element))
@@ -130,15 +150,18 @@ def check_page(body: bytes) -> None:
     assert again == view
     assert all(again.drivers[driver_id] is driver for driver_id, driver in view.drivers.items())
     value = json.loads(whole_characters(body.decode()))
-    told = {(str(each["id"]), str(each["state"])[:40]) for each in value["activedrivers"] + value["completeddrivers"]}
+    told = {
+        (each["id"], str(each["state"])[:40], each["worker"])
+        for each in value["activedrivers"] + value["completeddrivers"]
+    }
     assert view.leading == (value["status"] == "ALIVE")
     _ = view.fleet, view.newest
     for driver in view.drivers.values():
         assert is_driver_id(driver.id)
         status = view.status(driver)
         expect_harmless(status)
-        assert (driver.id, status.raw) in told
-        assert (status.state is JobState.SUCCEEDED) == (status.raw == "FINISHED")
+        assert (driver.id, status.raw, driver.worker or "None") in told
+        expect_end(status, OF_SPARK.get(status.raw))
         assert status.links[Link.JOB].startswith("http://m:8080/")
 
 
@@ -166,6 +189,7 @@ def check_log(body: bytes) -> None:
         found = log_text(text)
         assert found is None or (len(found[0]) <= len(text) and found[1] >= 0)
     labels = labels_of(text)
+    assert labels is None or text.startswith("Launch Command: ")
     assert labels is None or all(f'={value}"' in text for value in labels.values())
     assert len(tail(text, 5)) <= 5
     assert all(map(is_driver_id, listed_drivers(text)))
@@ -191,8 +215,8 @@ def _expect_app(app: Any, entry: Any, state: Any, final: Any) -> None:
     assert app.id in (entry.get("id"), entry.get("appId"))
     expect_harmless(app.status)
     _ = app.age, app.labels
-    assert (app.status.state is JobState.SUCCEEDED) == (state == "FINISHED" and final == "SUCCEEDED")
-    assert app.status.state.final == (state in ("FINISHED", "FAILED", "KILLED"))
+    words = {"FINISHED": FINAL.get(final or ""), "FAILED": JobState.FAILED, "KILLED": JobState.KILLED}
+    expect_end(app.status, words.get(state))
     assert app.logs is None or all(URL.fullmatch(f"{app.logs[0]}/{app.logs[1]}") for _ in "1")
 
 
@@ -229,10 +253,13 @@ def _expect_pod(status: JobStatus, pod: Mapping[str, Any], *, deleted: bool) -> 
     phase = pod["status"].get("phase") if isinstance(pod.get("status"), dict) else None
     assert re.fullmatch(r"spark:[a-z0-9]([-a-z0-9.]*[a-z0-9])?", status.job.id), status.job
     assert status.job == (f"spark:{pod['metadata']['name']}", pod["metadata"]["uid"])
-    assert (status.state is JobState.SUCCEEDED) == (phase == "Succeeded")
-    if status.state.final and phase not in ("Succeeded", "Failed"):
-        assert status.state is JobState.KILLED
-        assert deleted or pod["metadata"]["deletionTimestamp"] is not None
+    if status.state is JobState.KILLED:
+        asked = re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", str(pod["metadata"].get("deletionTimestamp")))
+        assert (
+            asked if phase == "Failed" else deleted or (phase == "Pending" and asked and "nodeName" not in pod["spec"])
+        )
+    else:
+        expect_end(status, {"Succeeded": JobState.SUCCEEDED, "Failed": JobState.FAILED}.get(str(phase)))
 
 
 def check_event(line: bytes) -> None:
@@ -254,8 +281,9 @@ def check_api(value: tuple[bytes, int]) -> None:
         with contextlib.suppress(DurableJobError):
             assert not await _kubernetes_api._not_found(got, "nobody") or b"nobody" in body
         with contextlib.suppress(DurableJobError):
-            for event in await got.parse(_kubernetes_api._events):
-                assert len(str(event)) <= 600
+            events = await got.parse(_kubernetes_api._events)
+            assert b'List"' in body, "no events, and from what is no list of them"
+            assert all(len(str(event)) <= 600 for event in events)
         with contextlib.suppress(DurableJobError):
             await got.parse(_kubernetes_api._page, element=lambda pod, _: read_pod(pod, namespace="spark", links=LINKS))
 

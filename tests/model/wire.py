@@ -12,14 +12,14 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 from airflow.sdk import Connection
 
 from durable_spark.hooks import _connection, _kubernetes_access, _kubernetes_api, _standalone_masters, _yarn_managers
-from durable_spark.hooks._http import Answer, HttpClient
+from durable_spark.hooks._http import Answer, HttpClient, whole_characters
 from durable_spark.hooks._kubernetes_access import Access
 
 if TYPE_CHECKING:
@@ -29,6 +29,28 @@ NEVER = "no-job-of-ours"
 """Stands in IDs that no cluster has given."""
 DATE = "Mon, 23 Nov 2026 03:55:00 GMT"
 _URL = re.compile(r"https?://[\w.:\[\]-]+(/[\w./:;%&=?,+@~!$'()*-]*)?", re.ASCII)
+
+
+class Said(NamedTuple):
+    """A question, and what was answered."""
+
+    method: str
+    answer: Answer
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.answer.url).path
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """The object that was answered, or those in the lines of a stream."""
+        body = self.answer.body
+        texts = [body, *body.split(b"\n")] if "watch=1" in self.answer.url else [body]
+        found = []
+        for text in texts:
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(whole_characters(text.decode())))
+        return [value for value in found if isinstance(value, dict)]
 
 
 class Wire:
@@ -42,10 +64,23 @@ class Wire:
         self.answer: Callable[[str, str], tuple[int, Mapping[str, str], bytes]] = lambda method, url: (404, {}, b"")
         self.known: frozenset[str] = frozenset()
         """Hosts that the connection names."""
-        self.told: list[bytes] = []
+        self.told: list[Said] = []
+        self.broken: list[BaseException] = []
+        """What was not to be asked, whoever has caught the exception: a feed takes any for an outage."""
         self.connection: Connection | None = None
 
     def ask(self, method: str, url: str, headers: Mapping[str, str] | None) -> Answer:
+        try:
+            self._look_at(url, headers)
+            status, answered, body = self.answer(method, url)
+        except AssertionError as error:
+            self.broken.append(error)
+            raise
+        answer = Answer(url=url, status=status, headers=answered, body=body)
+        self.told.append(Said(method, answer))
+        return answer
+
+    def _look_at(self, url: str, headers: Mapping[str, str] | None) -> None:
         assert _URL.fullmatch(url), f"a URL of unchecked parts: {url[:200]!r}"
         parts = urlsplit(url)
         assert ".." not in parts.path.split("/"), url
@@ -54,26 +89,6 @@ class Wire:
         if parts.netloc not in self.known:
             secret = {name for name in headers or {} if name in ("Authorization", "Cookie")}
             assert not secret, f"{secret} for {parts.netloc}"
-        status, answered, body = self.answer(method, url)
-        self.told.append(body)
-        return Answer(url=url, status=status, headers=answered, body=body)
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        """All objects in what was answered, at whatever depth."""
-        found: list[dict[str, Any]] = []
-        for body in self.told:
-            for text in (body, *body.splitlines()):
-                with contextlib.suppress(ValueError, RecursionError):
-                    _collect(json.loads(text), found)
-        return found
-
-
-def _collect(value: Any, found: list[dict[str, Any]]) -> None:
-    if isinstance(value, dict):
-        found.append(value)
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _collect(part, found)
 
 
 class _Stream:

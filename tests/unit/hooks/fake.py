@@ -161,9 +161,14 @@ class FakeMaster:
 
 
 class FakeWorker:
-    """A worker's pages: ``logs`` by driver ID, ``listed`` on its own page besides."""
+    """
+    A worker's pages: ``logs`` by driver ID, ``listed`` on its own page besides.
 
-    def __init__(self) -> None:
+    :param master: the page of its master, which knows its ID.
+    """
+
+    def __init__(self, master: dict[str, Any]) -> None:
+        self.master = master
         self.logs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
         self.listed: list[str] = []
@@ -184,7 +189,8 @@ class FakeWorker:
             return await self.handler(request)
         if request.path == "/":
             rows = "".join(f"<tr><td>{driver_id}</td></tr>" for driver_id in [*self.logs, *self.listed])
-            return web.Response(text=f"<html><table>{rows}</table></html>", content_type="text/html")
+            names = " ".join(worker["id"] for worker in self.master["workers"])
+            return web.Response(text=f"<html>{names}<table>{rows}</table></html>\n", content_type="text/html")
         driver_id = request.query["driverId"]
         if driver_id not in self.logs:
             return web.Response(text=recorded("log-missing.txt").rstrip("\n"))
@@ -204,7 +210,7 @@ class FakeCluster:
         self.masters = [FakeMaster() for _ in range(masters)]
         for standby in self.masters[1:]:
             standby.page |= {"status": "STANDBY", "workers": []}
-        self.worker = FakeWorker()
+        self.worker = FakeWorker(self.master.page)
 
     @property
     def master(self) -> FakeMaster:

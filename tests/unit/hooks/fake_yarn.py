@@ -58,6 +58,12 @@ def ours(token: str = "a1" * 16, *, owner: str = "", deployment: str = "") -> st
     return ",".join(["durable-spark", *(f"durable-spark.{name}={value}" for name, value in labels.items() if value)])
 
 
+def _unknown(name: str) -> web.Response:
+    told = recorded_json("yarn-app-unknown.json")
+    told["RemoteException"]["message"] = f"app with id: {name} not found"
+    return web.json_response(told, status=404)
+
+
 class FakeManager:
     """
     A ResourceManager's web app. ``handler`` replaces its answers to all but ``/info``, ``on_info`` those.
@@ -168,7 +174,7 @@ class FakeManager:
             return web.json_response({"appStatInfo": {"statItem": counts}})
         if match := re.fullmatch(r"apps/(application_\d+_\d+)(/state)?", path):
             if match[1] not in known:
-                return web.json_response(recorded_json("yarn-app-unknown.json"), status=404)
+                return _unknown(match[1])
             if match[2] and known[match[1]]["state"] not in ENDED:
                 known[match[1]].update(state="KILLED", finalStatus="KILLED", finishedTime=int(self.now * 1000))
                 return web.json_response({"state": "KILLING"}, status=202)
@@ -231,7 +237,7 @@ class FakeTimeline:
             return web.Response(text=self.logs[name]) if name in self.logs else web.Response(status=404)
         past = self.apps.get(path.removeprefix("apps/"))
         if past is None:
-            return web.json_response(recorded_json("yarn-app-unknown.json"), status=404)
+            return _unknown(path.removeprefix("apps/"))
         return web.json_response({"app": past})
 
 

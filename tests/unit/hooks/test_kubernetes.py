@@ -484,7 +484,12 @@ async def test_events_that_may_not_be_read(
     assert "deleted or never was is not looked up" in caplog.text
 
 
-@pytest.mark.parametrize("how", [fixed(500), fixed(404, PROXY_404), fixed(200, "<html>"), hang_up])
+NO_LISTS = [
+    fixed(200, text) for text in ("<html>", "{}", '{"kind":"EventList","items":[1]}', '{"kind":"Pod","items":[]}')
+]
+
+
+@pytest.mark.parametrize("how", [fixed(500), fixed(404, PROXY_404), hang_up, *NO_LISTS])
 async def test_events_that_cannot_be_read_prove_nothing(api: FakeApi, hook: KubernetesHook, how: Handler) -> None:
     submission = await hook.prepare(JOB, new())
     api.instead["list events"] = how

@@ -389,6 +389,14 @@ async def test_continue_tokens_that_always_expire(api: FakeApi, watch: Watch) ->
     assert api.asked("list pods") == 2
 
 
+async def test_a_list_without_end(api: FakeApi, watch: Watch) -> None:
+    page = {"kind": "PodList", "metadata": {"resourceVersion": "1", "continue": "x"}, "items": []}
+    api.instead["list pods"] = fixed(200, json.dumps(page))
+    with pytest.raises(InvalidAnswer, match="goes on and on"):
+        await watch().open([NAMESPACE])
+    assert api.asked("list pods") == 2
+
+
 # --- what is no watch
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from durable_spark.hooks import _http, standalone
 from durable_spark.hooks._standalone_masters import PAGE_LIMIT
-from durable_spark.hooks._standalone_pages import PageReader, View, listed_drivers, log_text
+from durable_spark.hooks._standalone_pages import PageReader, View, labels_of, listed_drivers, log_text
 from durable_spark.jobs import (
     Absent,
     AuthenticationFailed,
@@ -682,6 +682,23 @@ async def test_no_evidence_proves_nothing(cluster: FakeCluster, hook: QuickHook)
     assert caught.value.permanent
 
 
+def test_what_is_no_launch_command_has_no_labels() -> None:
+    log = launch_command("ab" * 16)
+    assert (labels_of(log) or {})["spark.airflow.submission"] == "ab" * 16
+    assert labels_of(log[1:]) is None
+    assert labels_of("<title>Sign in</title>\n" + "=" * 40) is None
+
+
+@pytest.mark.parametrize("page", ["<html>Sign in</html>", recorded("worker.html")[:5000]])
+async def test_what_is_no_whole_page_of_a_worker_proves_nothing(
+    cluster: FakeCluster, hook: QuickHook, intent: Submission, page: str
+) -> None:
+    cluster.master.page["completeddrivers"] = []
+    cluster.worker.handler = fixed(200, page)
+    with pytest.raises(SubmissionUncertain, match="does not show its page"):
+        await hook.find(intent)
+
+
 async def test_a_recorded_worker_page_lists_its_drivers() -> None:
     assert listed_drivers(recorded("worker.html")) == {
         "driver-20261123035342-0000",
@@ -1033,7 +1050,7 @@ async def test_glimpse(cluster: FakeCluster, hook: QuickHook) -> None:
     submission = (await hook.prepare_cli({}, new())).submission
     assert await glimpse(hook, submission) is None
     cluster.ran(driver(1, "RUNNING"), launch_command(new_token()))
-    cluster.ran(driver(2, "SUBMITTED", worker=""), None)
+    cluster.ran(driver(2, "SUBMITTED", worker="None"), None)
     cluster.ran(driver(3, "RUNNING"), launch_command(submission.token).partition("=====")[0])
     assert await glimpse(hook, submission) is None, "none of them shows our token"
     before = cluster.worker.asked

@@ -689,7 +689,7 @@ async def test_an_absence_is_asked_of_the_one_that_leads(yarn_pair: FakeYarn, co
     assert await state_of(hook, job(1)) is JobState.RUNNING
     yarn_pair.fail_over()
     yarn_pair.managers[0].handler = fixed(
-        404, json.dumps({"RemoteException": {"exception": "NotFoundException", "message": "x"}})
+        404, json.dumps({"RemoteException": {"exception": "NotFoundException", "message": f"{job(1)} not found"}})
     )
     assert await state_of(hook, job(1)) is JobState.RUNNING
 
@@ -868,8 +868,10 @@ async def test_links(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
     assert links[Link.JOB] == f"{yarn.manager.url}/cluster/app/{app_id(1)}"
 
 
-async def test_what_is_counted_without_end_is_no_count(yarn: FakeYarn, yarn_hook: QuickYarnHook) -> None:
-    counts = '{"appStatInfo": {"statItem": [{"state": "FAILED", "count": 1e999}]}}'
+@pytest.mark.parametrize("number", ["1e999", "-1", "null", '"1"', None])
+async def test_what_is_no_number_is_no_count(yarn: FakeYarn, yarn_hook: QuickYarnHook, number: str | None) -> None:
+    items = [f'{{"state": "{state}", "count": {number or 0}}}' for state in ("FINISHED", "FAILED", "KILLED")]
+    counts = f'{{"appStatInfo": {{"statItem": [{",".join(items[number is None :])}]}}}}'
     manager = yarn.manager
 
     async def count(path: str, *, limit: int) -> Any:
