@@ -71,18 +71,22 @@ class ClusterTask(RecordedTask):
 
     # Looking
 
+    def _poll(self, job: JobRef) -> JobStatus:
+        """Return the job's status. That it is not known is believed only when it is said twice."""
+        talk = self._conversing
+        status = talk.run(talk.hook.poll([job]))[job]
+        if status.state is JobState.ABSENT:
+            talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
+            status = talk.run(talk.hook.poll([job]))[job]
+        return status
+
     def _poll_or_none(self, job: JobRef) -> JobStatus | None:
         """Return the job's status, ``None`` when the cluster is out of reach."""
-        talk = self._conversing
         try:
-            status = talk.run(talk.hook.poll([job]))[job]
-            if status.state is JobState.ABSENT:
-                talk.run(asyncio.sleep(_LOOK_AGAIN_AFTER))
-                status = talk.run(talk.hook.poll([job]))[job]
+            return self._poll(job)
         except ClusterError as error:
             self.log.warning("No word of %s yet: %s", job, error)
             return None
-        return status
 
     def _look(self, context: Context) -> JobStatus | None:
         """Return the status of the recorded job, or of the one that stands in its place."""
@@ -244,8 +248,7 @@ class ClusterTask(RecordedTask):
         while True:
             try:
                 self._kill_noted(context, job)
-                status = talk.run(talk.hook.poll([job]))[job]
-                record = self._record
+                status, record = self._poll(job), self._record
                 another = None if record is None else self._another(context, record, status, within=0.0, anew=anew)
                 if another is not None:
                     job, status = another.job, another

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import math
 import time
+from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.sdk.execution_time.timeout import timeout
 
 from dev.processes import wait_until_async
-from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, SubmissionRefused, SubmissionUncertain
-from durable_spark.operators import _ending, _recorded
+from durable_spark.jobs import ClusterUnreachable, JobRef, JobState, JobStatus, SubmissionRefused, SubmissionUncertain
+from durable_spark.operators import _cluster, _ending, _recorded
 from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
@@ -28,7 +29,7 @@ from tests.unit.test_feed import PolledHook, follow, hook, state
 from tests.unit.test_operator import elsewhere, event, instance, job_of, service
 from tests.unit.test_trigger import TOKEN, airflow, trigger
 from tests.unit.test_trigger import event as fired
-from tests.unit.tries import Died, Job, Service, TaskInstance, alarm
+from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm
 
 __all__ = ["airflow", "hook", "instance", "service"]  # fixtures
 
@@ -335,6 +336,29 @@ class TestAVainKill:
         service.jobs["job-1"] = Job("", "", JobState.ABSENT)
         with pytest.raises(AirflowFailException, match="JobLost"):
             instance.begin(execution_timeout=limit).execute()
+
+
+class TestTakenForDead:
+    def test_not_by_an_absence_that_is_taken_back(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found by the model: the old job takes its time to die, and the cluster once does not know it."""
+        instance.begin().execute()
+        instance.clear()
+        service.outlives_kills = True
+        monkeypatch.setattr(_cluster, "_LOOK_AGAIN_AFTER", 0.01)
+        poll, blind = MemoryHook.poll, [True]
+
+        async def blind_once(self: MemoryHook, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+            if service.kills and blind:
+                blind.clear()
+                return {job: JobStatus(job=job, state=JobState.ABSENT) for job in jobs}
+            return await poll(self, jobs)
+
+        monkeypatch.setattr(MemoryHook, "poll", blind_once)
+        with pytest.raises(AirflowException, match=r"not seen dead within 0 s \(job-1 is still RUNNING\)"):
+            instance.begin(kill_timeout=0.05).execute()
+        assert (service.running, blind) == (["job-1"], [])
 
 
 class TestLateWorkers:
