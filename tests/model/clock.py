@@ -44,11 +44,13 @@ class Loop(asyncio.base_events.BaseEventLoop):
     An event loop in simulated time.
 
     :param clock: is moved on while the loop would wait.
+    :param tell: is told what an event loop tells its exception handler.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, tell: Callable[[dict[str, Any]], None] = lambda context: None) -> None:
         super().__init__()
         self._clock = clock
+        self._tell = tell
         self._clock_resolution = 1e-6  # at 1.8e9, neighbouring floats are 2.4e-7 apart
         self._selector = self
 
@@ -85,7 +87,8 @@ class Loop(asyncio.base_events.BaseEventLoop):
         return self.run_until_complete(coroutine)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Say nothing: a process that is killed leaves tasks whose end nobody has looked at."""
+        """Tell it."""
+        self._tell(context)
 
     def _process_events(self, event_list: list[Any]) -> None:
         pass

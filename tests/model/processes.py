@@ -32,9 +32,16 @@ LAST = 300
 class Process:
     """Whatever may be killed: a worker or a triggerer. What a dead one still tries to do does not happen."""
 
+    airflow: Processes
     dead = False
     fuse: int | None = None
     """Effects until it is killed."""
+
+    def loop_tells(self, context: dict[str, Any]) -> None:
+        """Take what an event loop of this process tells its exception handler for a bug, unless it was killed."""
+        error = context.get("exception")
+        if not self.dead and not isinstance(error, Died):
+            self.airflow.bugs.append(error or AssertionError(context.get("message")))
 
     def effect(self, name: str) -> None:
         if self.fuse is not None:
@@ -51,16 +58,20 @@ class Worker(Process):
 
     :param attempt: its try.
     :param call: what it runs.
+    :param event: the kind of the event that it goes on with, if there is one.
     """
 
-    def __init__(self, airflow: Processes, attempt: ModelTry, call: Callable[[], Any]) -> None:
+    def __init__(self, airflow: Processes, attempt: ModelTry, call: Callable[[], Any], *, event: str = "") -> None:
         self.airflow = airflow
         self.attempt = attempt
         self.operator = attempt.operator
         self.call = call
+        self.event = event
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended = False
+        self.told = False
+        """Whether it was told to stop."""
         self.at = ""
         """The effect before which it is stopped."""
         self._left = 0
@@ -84,6 +95,11 @@ class Worker(Process):
         self._back.acquire()
         self.airflow.current = before
         return self.ended
+
+    def stop(self) -> None:
+        """Tell it to stop, as SIGTERM does."""
+        self.told = True
+        self.attempt.operator.on_kill()
 
     def kill(self) -> None:
         """Kill it where it is. No time passes, and nothing that it does now has an effect."""
@@ -120,7 +136,7 @@ class Triggerer(Process):
 
     def __init__(self, airflow: Processes, neighbour: Neighbour | None = None) -> None:
         self.airflow = airflow
-        self.loop = Loop(airflow.clock)
+        self.loop = Loop(airflow.clock, self.loop_tells)
         self.trigger: Any = None
         self.task: asyncio.Task[Any] | None = None
         self.unwanted: list[tuple[Any, asyncio.Task[Any] | None]] = []
@@ -187,9 +203,9 @@ class Triggerer(Process):
                 break
             for task in tasks:
                 task.cancel()
-            with contextlib.suppress(Died, asyncio.CancelledError):
+            with self._running(), contextlib.suppress(asyncio.CancelledError):
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=100))
-        with contextlib.suppress(Died):
+        with self._running():
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
         self.airflow.clock.now = now
@@ -211,6 +227,8 @@ class Processes:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.current: Process | None = None
+        self.bugs: list[BaseException] = []
+        """What no process was to meet, and none has failed of: the product or its event loop has only said it."""
 
     def effect(self, name: str) -> None:
         """Let the process that runs be stopped or killed here. Nobody runs: a test looks."""
