@@ -711,7 +711,7 @@ class Protocol(RuleBasedStateMachine):
                 worker.kill()
             for triggerer in (*self.others, self.triggerer):
                 triggerer.kill()
-        gc.collect()  # a loop is told of an error that nobody has looked at when its task goes
+        gc.collect(0)  # a loop is told of an error that nobody has looked at when its task goes
         self.expect_no_bugs()
 
     def _heal(self) -> None:
@@ -820,8 +820,7 @@ def simulated() -> Iterator[None]:
         if process is not None and error is not None:
             process.loop_tells({"exception": error})
 
-    gc.collect()
-    gc.freeze()  # so that to collect what a story leaves takes no time
+    gc.disable()  # what a story leaves is all young when it is over, and takes no time to collect
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(XCom, "get_one", get)
         patch.setattr(XCom, "set", push)
@@ -841,7 +840,7 @@ def simulated() -> Iterator[None]:
             yield
         finally:
             structlog.configure(**before)
-            gc.unfreeze()
+            gc.enable()
             logging.disable(logging.NOTSET)
 
 
@@ -865,6 +864,7 @@ def test_protocol(full: bool, model_seed: int, summary: dict[str, Any], capsys: 
                 with capsys.disabled():  # a run that is stopped, or fails, has said what it was at
                     print(f"\nmodel: --model-seed {number}{' --full' * full}, after {Protocol.steps} steps", end="")
                 run_state_machine_as_test(seed(number)(Protocol), settings=options)
+                gc.collect()
                 number += 1
             number -= 1
     finally:
