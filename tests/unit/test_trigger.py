@@ -285,6 +285,25 @@ async def test_no_word_of_the_job_is_given_up_like_an_outage(service: Service) -
     assert (fired.kind, "could not tell what has become of it" in fired.message) == ("outage", True)
 
 
+async def test_a_triggerer_that_was_stopped_for_long_looks_first(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the model: the last word that it has of the job is hours old."""
+    hours, heard, narrate = 0.0, 0, trigger_module._Narrator.status
+    monkeypatch.setattr(trigger_module, "time", SimpleNamespace(time=lambda: time.time() + 3600 * hours))
+    service.jobs["job-1"].state = JobState.UNKNOWN
+
+    async def stopped(self: Any, status: JobStatus, **more: Any) -> None:
+        nonlocal hours, heard
+        await narrate(self, status, **more)
+        heard += 1
+        if heard == 2:
+            hours, service.jobs["job-1"].state = 2.0, JobState.SUCCEEDED
+
+    monkeypatch.setattr(trigger_module._Narrator, "status", stopped)
+    assert (await asyncio.wait_for(event(trigger()), 5)).kind == "succeeded"
+
+
 async def test_a_start_that_was_given_up_in_vain_does_not_make_a_loss_a_failure(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
