@@ -306,7 +306,7 @@ class ClusterTask(RecordedTask):
     def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
         """Another try is in charge, or the run is gone: kill our job only if it is one too many, or nobody's."""
         talk = self._conversing
-        if self._state_that_ends_it(context) == _GONE:
+        if self._is_gone(context):
             self._leave_nobodys(job)
             return
         one_too_many: dict[JobRef, str] = {}
@@ -352,6 +352,10 @@ class ClusterTask(RecordedTask):
             self._kill(job)
         else:
             self._release(job)
+
+    def _is_gone(self, context: Context) -> bool:
+        """Whether the task instance is gone with its run."""
+        return self._state_that_ends_it(context) == _GONE
 
     def _state_that_ends_it(self, context: Context) -> str | None:
         """Return the state in which nobody waits for the job any more; ``None`` if the task goes on, or who knows."""

@@ -646,7 +646,12 @@ class DurableJobOperator(EndingTask):
         what = f"Told to stop while waiting for {job}"
         if self.kill_jobs:
             self.log.warning("Told to stop: killing %s", job)
-            self._kill_noted(context, job)
+            try:
+                self._kill_noted(context, job)
+            except Superseded:  # by a later try, which follows it; or the run was deleted, and the store with it
+                if self._is_gone(context):
+                    self._leave_nobodys(job)
+                raise
             self._release(job)
             raise AirflowException(what)
         self._expect_still_wanted(context)

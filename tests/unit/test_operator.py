@@ -692,6 +692,34 @@ class TestWaitingOnTheWorker:
             first.execute()
         assert (service.kills, first.record["job"]) == (["job-2"], ["job-2", ""])
 
+    @pytest.mark.parametrize(("state", "running"), [(None, []), ("running", ["job-1"])])
+    def test_on_kill_when_the_store_is_not_its_own_any_more(
+        self,
+        instance: TaskInstance,
+        service: Service,
+        monkeypatch: pytest.MonkeyPatch,
+        state: str | None,
+        running: list[str],
+    ) -> None:
+        """Found by the model: the run was deleted, and nobody else will kill the job. Or a later try follows it."""
+        first = instance.begin(deferrable=False, poll_interval=0.01)
+        original = tries.MemoryHook.poll
+        polls = 0
+
+        async def poll(self: Any, jobs: Any) -> Any:
+            nonlocal polls
+            polls += 1
+            if polls == 3:
+                instance.current = None
+                first.operator.on_kill()
+            return await original(self, jobs)
+
+        monkeypatch.setattr(tries.MemoryHook, "poll", poll)
+        monkeypatch.setattr(trigger_module, "state_of", lambda **_: state)
+        with alarm(10), pytest.raises(Superseded):
+            first.execute()
+        assert service.running == running
+
     def test_on_kill_that_came_before_the_wait(self, instance: TaskInstance, service: Service) -> None:
         instance.begin().execute()
         second = instance.begin(deferrable=False, poll_interval=0.01)
