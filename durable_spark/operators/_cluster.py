@@ -304,11 +304,10 @@ class ClusterTask(RecordedTask):
         self._release(job, within=_LET_GO_WITHIN if ended else 0.0)  # else it is the cluster's outage that ends the try
 
     def _give_way(self, context: Context, job: JobRef, submission: Submission) -> None:
-        """Another try is in charge, or the run is gone: kill our job only if it is one too many, or nobody's."""
+        """Another try is in charge: kill our job only if it is one too many."""
         talk = self._conversing
         if self._is_gone(context):
-            self._leave_nobodys(job)
-            return
+            return  # there is none
         one_too_many: dict[JobRef, str] = {}
         in_charge = pull(context, TRY_XCOM_KEY)
         another = isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token)

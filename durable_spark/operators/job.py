@@ -646,12 +646,7 @@ class DurableJobOperator(EndingTask):
         what = f"Told to stop while waiting for {job}"
         if self.kill_jobs:
             self.log.warning("Told to stop: killing %s", job)
-            try:
-                self._kill_noted(context, job)
-            except Superseded:  # by a later try, which follows it; or the run was deleted, and the store with it
-                if self._is_gone(context):
-                    self._leave_nobodys(job)
-                raise
+            self._kill_noted(context, job)
             self._release(job)
             raise AirflowException(what)
         self._expect_still_wanted(context)
@@ -723,7 +718,13 @@ class DurableJobOperator(EndingTask):
         others = [link for link in self.operator_extra_links if not isinstance(link, StoredLink)]
         self.operator_extra_links = others
         with translated(lambda error: self._leftover(context, error)), self._conversation():
-            yield
+            try:
+                yield
+            except Superseded:  # by a later try, which follows the job; or the run was deleted, and the store with it
+                record = self._record
+                if record is not None and record.job is not None and self._is_gone(context):
+                    self._leave_nobodys(record.job)
+                raise
 
 
 class _StoredJobID:

@@ -22,6 +22,7 @@ from durable_spark.operators import job as operator_module
 from durable_spark.operators._store import Superseded, fingerprint_of
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.operators.spark import SparkJobOperator
+from durable_spark.triggers import job as trigger_module
 from durable_spark.triggers.feed import FeedKey, join
 from durable_spark.triggers.job import NOTE_XCOM_KEY, JobTrigger
 from tests.unit import tries
@@ -359,6 +360,26 @@ class TestTakenForDead:
         with pytest.raises(AirflowException, match=r"not seen dead within 0 s \(job-1 is still RUNNING\)"):
             instance.begin(kill_timeout=0.05).execute()
         assert (service.running, blind) == (["job-1"], [])
+
+
+class TestDeleted:
+    def test_while_it_looks_at_its_job_it_leaves_none(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found by the model: the cluster has relaunched the job, and where that is to be noted the store is gone."""
+        only, poll = instance.begin(), MemoryHook.poll
+
+        async def deleted(self: MemoryHook, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+            if instance.current is not None:
+                relaunch(service, "job-1")
+                instance.current = None
+            return await poll(self, jobs)
+
+        monkeypatch.setattr(MemoryHook, "poll", deleted)
+        monkeypatch.setattr(trigger_module, "state_of", lambda **_: None)
+        with pytest.raises(Superseded):
+            only.execute()
+        assert service.jobs["job-2"].state is JobState.KILLED
 
 
 class TestLateWorkers:
