@@ -472,10 +472,11 @@ class Protocol(RuleBasedStateMachine):
             running = [job for job in running if job.token != token]  # it refuses the second one itself
         assert not running, f"sent beside {running}"
         if new and before is not None and self.tokens[before] == self.generation:
-            ends = {job.state for job in self.cluster.jobs if job.token == before}
+            ended = [job for job in self.cluster.jobs if job.token == before and (job.seen or not job.late)]
+            ends = {job.state for job in ended}
             if any(old.token == before and old.state == JobState.KILLED.value for old in record.previous):
                 # "A job that is gone after a kill": whatever it has come to, nobody can tell any more.
-                ends = {job.state for job in self.cluster.jobs if job.token == before and job.listed}
+                ends = {job.state for job in ended if job.listed}
                 ends.add(JobState.KILLED)
             assert JobState.SUCCEEDED not in ends or self.on_lost == "resubmit", "sent although one has succeeded"
             assert ends & {JobState.FAILED, JobState.KILLED} or self.on_lost == "resubmit", "sent although one is lost"
