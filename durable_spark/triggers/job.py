@@ -453,10 +453,11 @@ class JobTrigger(BaseTrigger):
         """Return the event that ends the task, or ``None`` when another job is to be followed."""
         nothing_since: float | None = None
         untold_since: float | None = None
-        overdue = False
+        looked_at = 0.0
         while True:
             looks_again = nothing_since is not None
             await subscription.changed(self._next_look(subscription, said.links_due, looks_again=looks_again))
+            slept = time.time() - looked_at
             said.outage(subscription.outage)
             if (status := subscription.status) is not None:
                 if status.state is not JobState.ABSENT:  # of that there is more to say
@@ -482,16 +483,16 @@ class JobTrigger(BaseTrigger):
             if (event := self._outage_event(subscription)) is not None:
                 return event
             if status is None or status.state not in _SAYS_NOTHING:
-                nothing_since, overdue = None, False
+                nothing_since = None
             elif status.state is JobState.RELAUNCHED and await self._found_successor():
                 return None
             else:
-                nothing_since = nothing_since or time.time()
-                if time.time() - nothing_since >= (patience := self._args.outage_timeout):
-                    if overdue:
-                        message = f"{_SAYS_NOTHING[status.state]} for {patience:.0f} s"
-                        return self._event("outage", status, message=message)
-                    overdue = True  # one look more: this process may have been stopped all the while
+                looked_at = time.time()
+                if nothing_since is None or slept > self._patience + LONGEST_BACKOFF:
+                    nothing_since = looked_at  # also when this process was stopped for long: it has not asked meanwhile
+                if looked_at - nothing_since >= (patience := self._args.outage_timeout):
+                    message = f"{_SAYS_NOTHING[status.state]} for {patience:.0f} s"
+                    return self._event("outage", status, message=message)
             if await self._another_is_the_job():
                 return None
 

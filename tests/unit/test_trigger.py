@@ -289,18 +289,19 @@ async def test_a_triggerer_that_was_stopped_for_long_looks_first(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by the model: the last word that it has of the job is hours old."""
-    hours, heard, narrate = 0.0, 0, trigger_module._Narrator.status
+    hours, slept, changed = 0.0, 0, feed_module.Subscription.changed
     monkeypatch.setattr(trigger_module, "time", SimpleNamespace(time=lambda: time.time() + 3600 * hours))
     service.jobs["job-1"].state = JobState.UNKNOWN
 
-    async def stopped(self: Any, status: JobStatus, **more: Any) -> None:
-        nonlocal hours, heard
-        await narrate(self, status, **more)
-        heard += 1
-        if heard == 2:
+    async def stopped(self: Any, timeout: float | None) -> bool:
+        nonlocal hours, slept
+        slept += 1
+        if slept == 3:
             hours, service.jobs["job-1"].state = 2.0, JobState.SUCCEEDED
+            return True
+        return await changed(self, timeout)
 
-    monkeypatch.setattr(trigger_module._Narrator, "status", stopped)
+    monkeypatch.setattr(feed_module.Subscription, "changed", stopped)
     assert (await asyncio.wait_for(event(trigger()), 5)).kind == "succeeded"
 
 
