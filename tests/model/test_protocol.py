@@ -472,7 +472,8 @@ class Protocol(RuleBasedStateMachine):
             running = [job for job in running if job.token != token]  # it refuses the second one itself
         assert not running, f"sent beside {running}"
         if new and before is not None and self.tokens[before] == self.generation:
-            ended = [job for job in self.cluster.jobs if job.token == before and (job.seen or not job.late)]
+            jobs = self._jobs_of(before)  # of a late request's the end counts if it is the older one
+            ended = [job for job in jobs if not job.late or (job.seen and job is jobs[0])]
             ends = {job.state for job in ended}
             if any(old.token == before and old.state == JobState.KILLED.value for old in record.previous):
                 # "A job that is gone after a kill": whatever it has come to, nobody can tell any more.
