@@ -126,7 +126,7 @@ class Extras:
             return default
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             number = math.nan
         if isinstance(value, bool) or not 0 < number < math.inf:
             raise self.wrong(name, value, "give a positive number of seconds")

@@ -104,6 +104,7 @@ async def test_cluster(connect: Connect, host: str, port: int | None, addresses:
         ({"extra": {"ui-scheme": 3}}, "'ui-scheme'.*string"),
         ({"extra": {"poll-interval": "often"}}, "'poll-interval'.*seconds"),
         ({"extra": {"poll-interval": 0}}, "'poll-interval'"),
+        ({"extra": {"poll-interval": 10**400}}, "'poll-interval'"),
         ({"host": "spark://h:1,h:2"}, "same web address.*'ui-port'"),
         ({"conn_type": "postgres"}, "'postgres'.*'durable_spark'"),
     ],
