@@ -307,7 +307,7 @@ class ClusterTask(RecordedTask):
         """Another try is in charge: kill our job only if it is one too many."""
         talk = self._conversing
         if self._is_gone(context):
-            return  # there is none
+            return  # no try is: whoever asked sees to its job
         one_too_many: dict[JobRef, str] = {}
         in_charge = pull(context, TRY_XCOM_KEY)
         another = isinstance(in_charge, Mapping) and in_charge.get("token") not in (None, "", submission.token)

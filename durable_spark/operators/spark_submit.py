@@ -30,7 +30,6 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from durable_spark.hooks.cli import SparkCliHook
 from durable_spark.hooks.spark import SparkHook
 from durable_spark.jobs import (
-    ENDED_BY_A_PERSON,
     BadArguments,
     BadConfiguration,
     ClusterError,
@@ -41,7 +40,7 @@ from durable_spark.jobs import (
 )
 from durable_spark.operators._lineage import with_lineage
 from durable_spark.operators._spark_submit import SparkSubmitRun, check_command, read_spark_defaults, short_lived_jvm
-from durable_spark.operators._store import map_index, way_out
+from durable_spark.operators._store import way_out
 from durable_spark.operators.job import DurableJobOperator, translated
 
 if TYPE_CHECKING:
@@ -319,7 +318,7 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
         """Return the job of a run that was killed because this process is told to stop, if there is one."""
         if (ref := self._last_looks(run, intent.submission)) is not None:
             return ref
-        if self.kill_jobs and self._ended_by_a_person(context):
+        if self.kill_jobs and self._state_that_ends_it(context):
             self._kill_half(intent.submission)
         raise AirflowException("Told to stop while spark-submit ran: the next try sees what has come of it")
 
@@ -412,17 +411,6 @@ class SparkSubmitOperator(DurableJobOperator, UpstreamOperator):
         if hook._is_kubernetes and (namespace := hook._connection["namespace"]):
             properties["spark.kubernetes.namespace"] = str(namespace)
         return properties
-
-    def _ended_by_a_person(self, context: Context) -> bool:
-        from durable_spark.triggers.job import state_of
-
-        ti = context["ti"]
-        try:
-            state = state_of(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index(ti))
-        except Exception as error:
-            self.log.warning("The state of this task could not be read: %s", error)
-            return False
-        return state in ENDED_BY_A_PERSON
 
 
 def _is_whole(job: JobRef, submission: Submission) -> bool:

@@ -26,7 +26,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -42,6 +42,7 @@ from durable_spark.hooks.job import JobHook, load_hook_class
 from durable_spark.jobs import (
     ENDED_BY_A_PERSON,
     TRY_XCOM_KEY,
+    Absent,
     AuthenticationFailed,
     BadConfiguration,
     ClusterUnreachable,
@@ -650,20 +651,29 @@ class JobTrigger(BaseTrigger):
     async def _let_go(self) -> None:
         """Kill the job, unless it is to be kept; nobody waits for its end any more."""
         async with self._hook_of_same_cluster() as hook:
-            if self._args.kill:
-                await hook.kill(self._job)
-            await hook.release(self._job)
+            await self._let_go_of(hook, [self._job])
             try:  # whether the cluster has relaunched it, or a late request has made another, unseen as yet
                 found = await asyncio.wait_for(hook.find(self._args.submission), _OTHERS_FOUND_WITHIN)
             except (DurableJobError, asyncio.TimeoutError) as error:
                 self.log.warning("Whether %s was the only job of its submission cannot be told: %r", self._job, error)
                 return
-            for job in (found.status.job, *found.younger) if isinstance(found, Found) else ():
-                if job != self._job:
-                    if self._args.kill:
-                        self.log.warning("Killing %s, too: it carries the token of %s", job, self._job)
-                        await hook.kill(job)
-                    await hook.release(job)
+            others = [job for job in _jobs_of(found) if job != self._job]
+            for job in others if self._args.kill else ():
+                self.log.warning("Killing %s, too: it carries the token of %s", job, self._job)
+            await self._let_go_of(hook, others)
+
+    async def _let_go_of(self, hook: JobHook, jobs: Sequence[JobRef]) -> None:
+        """Kill jobs, unless they are to be kept, and release them: each, whatever becomes of the others."""
+        troubles: list[DurableJobError] = []
+        for job in jobs:
+            try:
+                if self._args.kill:
+                    await hook.kill(job)
+                await hook.release(job)
+            except DurableJobError as error:
+                troubles.append(error)
+        if troubles:
+            raise max(troubles, key=may_be_told_later)  # one that is no refusal, if there is one
 
     async def _kill_noted(self, dead: JobEvent) -> str | None:
         """
@@ -848,17 +858,11 @@ class SubmissionTrigger(JobTrigger):
     async def _let_go(self) -> None:
         """Kill whatever has come of the submission, unless it is to be kept; nobody waits for it any more."""
         async with self._hook_of_same_cluster() as hook:
-            found = await hook.find(self._args.submission)
-            troubles: list[DurableJobError] = []
-            for job in (found.status.job, *found.younger) if isinstance(found, Found) else ():
-                try:
-                    if self._args.kill:
-                        await hook.kill(job)
-                    await hook.release(job)
-                except DurableJobError as error:  # the others are to be killed all the same
-                    troubles.append(error)
-            if troubles:
-                raise max(troubles, key=may_be_told_later)  # one that is no refusal, if there is one
+            await self._let_go_of(hook, _jobs_of(await hook.find(self._args.submission)))
+
+
+def _jobs_of(found: Found | Absent) -> Sequence[JobRef]:
+    return (found.status.job, *found.younger) if isinstance(found, Found) else ()
 
 
 class _Narrator:

@@ -35,7 +35,7 @@ from tests.unit.tries import TaskInstance, waits
 
 if TYPE_CHECKING:
     from dev.spark import StandaloneCluster
-    from durable_spark.triggers.job import JobEvent
+    from durable_spark.triggers.job import JobEvent, JobTrigger
     from tests.cluster.conftest import Guarded
 
 __all__ = ["airflow"]  # a fixture
@@ -221,10 +221,25 @@ class TestALateRequest:
         told = self.told(instance)
         assert (told.kind, told.job.id) == ("killed", older)
 
+    def test_marked_failed_neither_lives_on(
+        self, instance: TaskInstance, drivers: Drivers, late: Callable[[], str], airflow: dict[str, Any]
+    ) -> None:
+        job_of(instance.begin().execute())
+        drivers.wait("RUNNING")
+        late()
+        drivers.wait("RUNNING", "RUNNING")
+        airflow["state"] = "failed"
+        asyncio.run(asyncio.wait_for(self.trigger(instance).on_kill(), 30))
+        drivers.wait("KILLED", "KILLED")
+
     def told(self, instance: TaskInstance, **arguments: Any) -> JobEvent:
         """Return what a trigger that follows the record's job reports."""
+        return asyncio.run(asyncio.wait_for(test_trigger.event(self.trigger(instance, **arguments)), 120))
+
+    def trigger(self, instance: TaskInstance, **arguments: Any) -> JobTrigger:
+        """Return a trigger that follows the record's job."""
         record = instance.store["durable_spark"]
-        trigger = test_trigger.trigger(
+        trigger: JobTrigger = test_trigger.trigger(
             hook="durable_spark.hooks.standalone.StandaloneHook",
             conn_id=CONN_ID,
             cluster=tuple(record["cluster"]),
@@ -234,4 +249,4 @@ class TestALateRequest:
             interval=0.5,
             **arguments,
         )
-        return asyncio.run(asyncio.wait_for(test_trigger.event(trigger), 120))
+        return trigger

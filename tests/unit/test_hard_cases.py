@@ -30,7 +30,7 @@ from tests.unit.test_feed import PolledHook, follow, hook, state
 from tests.unit.test_operator import elsewhere, event, instance, job_of, service
 from tests.unit.test_trigger import TOKEN, airflow, trigger
 from tests.unit.test_trigger import event as fired
-from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm
+from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm, before_each_poll
 
 __all__ = ["airflow", "hook", "instance", "service"]  # fixtures
 
@@ -367,15 +367,14 @@ class TestDeleted:
         self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Found by the model: the cluster has relaunched the job, and where that is to be noted the store is gone."""
-        only, poll = instance.begin(), MemoryHook.poll
+        only = instance.begin()
 
-        async def deleted(self: MemoryHook, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
-            if instance.current is not None:
+        def deleted(number: int, _: object) -> None:
+            if number == 1:
                 relaunch(service, "job-1")
                 instance.current = None
-            return await poll(self, jobs)
 
-        monkeypatch.setattr(MemoryHook, "poll", deleted)
+        before_each_poll(monkeypatch, deleted)
         monkeypatch.setattr(trigger_module, "state_of", lambda **_: None)
         with pytest.raises(Superseded):
             only.execute()

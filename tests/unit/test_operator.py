@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ from durable_spark.operators._store import Superseded
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers import job as trigger_module
 from tests.unit import tries
-from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm
+from tests.unit.tries import Died, Job, MemoryHook, Service, TaskInstance, alarm, before_each_poll
 
 
 @pytest.fixture(autouse=True)
@@ -644,22 +644,17 @@ class TestVerdict:
 
 
 class TestWaitingOnTheWorker:
-    def test_returns_when_the_job_ends(self, instance: TaskInstance, service: Service) -> None:
+    def test_returns_when_the_job_ends(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first = instance.begin(deferrable=False, poll_interval=0.01)
-        service.after_submit = lambda: None
-        original = tries.MemoryHook.poll
-        polls = 0
 
-        async def poll(self: Any, jobs: Any) -> Any:
-            nonlocal polls
-            polls += 1
-            if polls == 3:
+        def end(number: int, _: object) -> None:
+            if number == 3:
                 service.jobs["job-1"].state = JobState.SUCCEEDED
-            return await original(self, jobs)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tries.MemoryHook, "poll", poll)
-            assert first.execute() == "job-1"
+        before_each_poll(monkeypatch, end)
+        assert first.execute() == "job-1"
         assert first.record["verdict"]["state"] == "succeeded"
 
     def test_on_kill_kills_the_job(self, instance: TaskInstance, service: Service) -> None:
@@ -674,20 +669,15 @@ class TestWaitingOnTheWorker:
     ) -> None:
         """The cluster has started it in place of the one that was submitted."""
         first = instance.begin(deferrable=False, poll_interval=0.01)
-        original = tries.MemoryHook.poll
-        polls = 0
 
-        async def poll(self: Any, jobs: Any) -> Any:
-            nonlocal polls
-            polls += 1
+        def relaunch(number: int, jobs: Collection[JobRef]) -> None:
             if JobRef("job-2") in jobs:
                 first.operator.on_kill()
-            elif polls == 3:
+            elif number == 3:
                 service.jobs["job-1"].state = JobState.RELAUNCHED
                 service.add(service.jobs["job-1"].token)
-            return await original(self, jobs)
 
-        monkeypatch.setattr(tries.MemoryHook, "poll", poll)
+        before_each_poll(monkeypatch, relaunch)
         with alarm(10), pytest.raises(AirflowException, match="Told to stop while waiting for job-2"):
             first.execute()
         assert (service.kills, first.record["job"]) == (["job-2"], ["job-2", ""])
@@ -703,18 +693,13 @@ class TestWaitingOnTheWorker:
     ) -> None:
         """Found by the model: the run was deleted, and nobody else will kill the job. Or a later try follows it."""
         first = instance.begin(deferrable=False, poll_interval=0.01)
-        original = tries.MemoryHook.poll
-        polls = 0
 
-        async def poll(self: Any, jobs: Any) -> Any:
-            nonlocal polls
-            polls += 1
-            if polls == 3:
+        def overtaken(number: int, _: object) -> None:
+            if number == 3:
                 instance.current = None
                 first.operator.on_kill()
-            return await original(self, jobs)
 
-        monkeypatch.setattr(tries.MemoryHook, "poll", poll)
+        before_each_poll(monkeypatch, overtaken)
         monkeypatch.setattr(trigger_module, "state_of", lambda **_: state)
         with alarm(10), pytest.raises(Superseded):
             first.execute()

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import re
 import signal
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG
 from airflow.sdk.bases.operator import ExecutorSafeguard
@@ -39,6 +40,9 @@ from durable_spark.jobs import (
 )
 from durable_spark.operators.job import DurableJobOperator
 from durable_spark.triggers.job import SubmissionTrigger
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Died(SystemExit):
@@ -199,6 +203,17 @@ class MemoryHook(JobHook):
     def _reach(self) -> None:
         if service.unreachable:
             raise ClusterUnreachable("the service does not answer")
+
+
+def before_each_poll(monkeypatch: pytest.MonkeyPatch, do: Callable[[int, Collection[JobRef]], object]) -> None:
+    """Have something done before each poll, which is given its number and the jobs that are asked for."""
+    original, numbers = MemoryHook.poll, itertools.count(1)
+
+    async def poll(self: MemoryHook, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+        do(next(numbers), jobs)
+        return await original(self, jobs)
+
+    monkeypatch.setattr(MemoryHook, "poll", poll)
 
 
 class MemoryCliHook(MemoryHook, SparkCliHook):
