@@ -102,13 +102,17 @@ async def until_shown(hook: SparkHook, jobs: set[str]) -> None:
 async def test_orphans_are_listed_and_ended(
     place: Place, metadata: Metadata, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a failed task and of a run that is gone; not of those that are followed, just submitted, or another's."""
+    """
+    Of a failed task, of a run that is gone, of a submission before a clear; not what is followed, just submitted, or
+    another's.
+    """
     conn_id = connect(monkeypatch, place.connection)
     async with SparkHook(conn_id) as hook:
         jobs: dict[str, JobRef] = {}
         for run_id, state in (
             ("followed", "deferred"),
             ("sending", "running"),
+            ("late", "deferred"),
             ("failed", "failed"),
             ("gone", "failed"),
         ):
@@ -116,7 +120,9 @@ async def test_orphans_are_listed_and_ended(
             submission = new(metadata, key)
             metadata.record(key, submission.token, job=None)
             jobs[run_id] = await place.send(hook, submission)
-            if run_id != "sending":
+            if run_id == "late":
+                metadata.record(key, new_token(), job=JobRef("another"))
+            elif run_id != "sending":
                 metadata.record(key, submission.token, job=jobs[run_id])
         metadata.delete_run("gone")
         jobs["foreign"] = await place.send(hook, new(metadata, key, deployment="another"))
@@ -131,12 +137,13 @@ async def test_orphans_are_listed_and_ended(
         assert {name: verdicts.get(job.id) for name, job in jobs.items()} == {
             "followed": "followed",
             "sending": "followed",
+            "late": "orphan",
             "failed": "orphan",
             "gone": "orphan",
             "foreign": None,
         }
         ended = await call(conn_id, "--kill", "--yes")
-        assert set(ended.orphans) >= {jobs["failed"].id, jobs["gone"].id}
+        assert set(ended.orphans) >= {jobs[name].id for name in ("late", "failed", "gone")}
         assert ended.code == 0, ended.errors
         states = await hook.poll(list(jobs.values()))
         for name, job in jobs.items():

@@ -232,6 +232,20 @@ class TestALateRequest:
         asyncio.run(asyncio.wait_for(self.trigger(instance).on_kill(), 30))
         drivers.wait("KILLED", "KILLED")
 
+    def test_after_a_clear_nobody_looks_for_it(
+        self, instance: TaskInstance, drivers: Drivers, late: Callable[[], str]
+    ) -> None:
+        """A limit that the docs name: the clear's submission has another token. The command for orphans lists it."""
+        instance.clear()
+        ours = job_of(instance.begin().execute())
+        drivers.wait("RUNNING")
+        stray = late()
+        assert drivers.wait("RUNNING", "RUNNING") == [ours, stray]
+        drivers.cluster.kill_driver(ours)
+        told = self.told(instance)
+        assert (told.kind, told.job.id) == ("killed", ours)
+        assert drivers.states() == {ours: "KILLED", stray: "RUNNING"}
+
     def told(self, instance: TaskInstance, **arguments: Any) -> JobEvent:
         """Return what a trigger that follows the record's job reports."""
         return asyncio.run(asyncio.wait_for(test_trigger.event(self.trigger(instance, **arguments)), 120))
