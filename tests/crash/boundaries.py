@@ -61,12 +61,13 @@ __all__ = [
 
 RETRIES = 3
 DEADLINE = 240.0
-"""Seconds for one life."""
+"""Seconds for a life, for each job that it may have."""
 MISSES = 3
 """How many lives in a row do not come as far as planned when there is nothing more to come to."""
 WINDOW = "Airflow: SetTaskStateStore spark_job_id"
 """Before it upstream's operator has submitted, and nobody knows."""
 _RIGHT = {0: "succeeded", 1: "failed"}
+_KILL = re.compile("^cluster: (DELETE|POST .*/kill/)")
 _CLOCK = 1.0
 """Seconds to which Kubernetes rounds its times."""
 _OURS = "durable_spark.operators.spark_submit.SparkSubmitOperator"
@@ -363,7 +364,8 @@ class Harness:
         if self._server:
             self.interposer.instead = partial(die, self._server)
         try:
-            case.state = life.live(DEADLINE, at_death=at_death)
+            deadline = DEADLINE * (RETRIES + 1 if case.code else 1)
+            case.state = life.live(deadline, at_death=at_death)
         except (Stuck, TimeoutError) as error:
             case.state = "stuck"
             case.false_ends.append(str(error))
@@ -395,7 +397,9 @@ class Harness:
 
     def _judge(self, case: Case, jobs: Sequence[Job], store: Mapping[str, Any]) -> None:
         case.jobs = [f"{job.id} {job.state}" for job in jobs]
-        case.duplicates += self._too_many(case, jobs)
+        killed = self._killed_by_the_cluster(jobs)
+        case.limits += [f"the cluster has killed {job}" for job in sorted(killed)]
+        case.duplicates += self._too_many(case, jobs, killed)
         case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in jobs if job.state == "running"]
         if not jobs:
             case.losses.append("there is no job")
@@ -419,13 +423,26 @@ class Harness:
         if self.backend.ours and (verdict, named, store.get("spark_job_id")) != (last.state, last.id, last.id):
             case.false_ends.append(said)
 
-    def _too_many(self, case: Case, jobs: Sequence[Job]) -> Iterator[str]:
+    def _killed_by_the_cluster(self, jobs: Sequence[Job]) -> Set[str]:
+        """
+        Return the jobs that a server has killed after its restart, with no request for it through the proxies.
+
+        A standalone master does so with a driver whose worker registers before it answers what it runs
+        (``WorkerLatestState`` in Spark's ``Master``): it does not know the driver as that worker's yet.
+        """
+        asked = any(_KILL.search(what) for life in self.interposer.crossed for what in life)
+        if self._server is None or asked:
+            return set()
+        return {job.id for job in jobs if job.state == "killed"}
+
+    def _too_many(self, case: Case, jobs: Sequence[Job], killed: Set[str]) -> Iterator[str]:
         """
         Say which jobs are one too many, by nothing but the cluster's record.
 
-        A retry submits anew only what has failed: when it is dead, under another token, and once at most.
+        A retry submits anew only what has failed, or was killed by the cluster: when it is dead, under another token,
+        and once at most.
         """
-        allowed = case.tries if case.code else 1
+        allowed = case.tries if case.code else 1 + len(killed)
         if len(jobs) > allowed or any(left > allowed for left in case.left):
             yield f"{len(jobs)} jobs where {allowed} may be, after the deaths {case.left}"
         if not self.backend.ours:
@@ -434,7 +451,7 @@ class Harness:
             if not token or number > 1:
                 yield f"{number} jobs of {f'submission {token}' if token else 'a submission that the cluster hides'}"
         for earlier, later in itertools.pairwise(jobs):
-            if earlier.state != "failed":
+            if earlier.state != "failed" and earlier.id not in killed:
                 yield f"{later.id} was submitted after {earlier.id}, which is {earlier.state}"
             elif earlier.ended and later.began + _CLOCK < earlier.ended:
                 yield f"{later.id} began before {earlier.id} had ended"

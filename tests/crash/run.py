@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+_TAKES_PART = ("durable_spark", "dev", "tests/crash/*.py", "tests/clusters.py")
+"""Where a change makes lives that were lived before it those of other code."""
 _SLICE = 0.05
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TITLES = {
@@ -224,11 +226,14 @@ def _run(series: Series, clusters: Clusters, file: Path, log: Path, seed: str, u
 
 
 def _origin(seed: str) -> str:
-    """Return which code this is, and which seed."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=_PAGE.parent, capture_output=True, text=True, check=False
-    )
-    return f"{described.stdout.strip()} {seed}"
+    """Return the last commit that has changed what takes part in a life, and the seed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", *_TAKES_PART]
+        return subprocess.run(command, cwd=_PAGE.parents[1], capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = "-dirty" if git("status", "--porcelain") else ""
+    return f"{git('log', '-1', '--format=%h', '--abbrev=10')}{changed} {seed}"
 
 
 def _start(series: Series, *arguments: Any) -> BaseProcess:
