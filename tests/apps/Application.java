@@ -4,6 +4,7 @@ import java.util.Base64;
 import org.apache.hadoop.yarn.api.records.FinalApplicationStatus;
 import org.apache.hadoop.yarn.client.api.AMRMClient;
 import org.apache.hadoop.yarn.conf.YarnConfiguration;
+import org.apache.hadoop.yarn.exceptions.YarnRuntimeException;
 
 /**
  * A YARN application without Spark: its master registers, sleeps, and ends as it is told. It starts in two seconds.
@@ -41,11 +42,17 @@ public class Application {
         Runtime.getRuntime().halt(0);
     }
 
-    /** A ResourceManager that becomes a standby may fail a call in the middle; the next one goes to its successor. */
+    /**
+     * A ResourceManager that becomes a standby may fail a call in the middle; the next one goes to its successor.
+     * It interrupts its dispatcher, and what was to be handed to that ends as a YarnRuntimeException.
+     * One clause for both is more than Janino compiles.
+     */
     private static void heartbeat(AMRMClient client) throws Exception {
         try {
             client.allocate(0.5f);
         } catch (java.io.IOException error) {
+            System.err.println("no answer to a heartbeat: " + error);
+        } catch (YarnRuntimeException error) {
             System.err.println("no answer to a heartbeat: " + error);
         }
     }
