@@ -245,6 +245,7 @@ class ClusterTask(RecordedTask):
         """
         talk = self._conversing
         until = time.monotonic() + within
+        dead: set[JobRef] = set()
         while True:
             try:
                 self._kill_noted(context, job)
@@ -253,6 +254,9 @@ class ClusterTask(RecordedTask):
                 if another is not None:
                     job, status = another.job, another
                     self._record = self._recorded.moved_to(job)
+                    if status.state.final and job not in dead:  # once more for what stands in its place, late or not
+                        dead.add(job)
+                        continue
                 elif status.state.final or status.state is JobState.ABSENT:
                     return status
                 trouble = f"{job} is still {status.raw or status.state.value}"

@@ -143,7 +143,7 @@ class Case:
     :ivar code: with which its jobs ended.
     :ivar left: how many jobs there were after each death, before the next process began.
     :ivar lingered: seconds for which ``spark-submit`` has outlived its task, at most.
-    :ivar limits: what the cluster itself did, and is named as a limit.
+    :ivar limits: what is named as a limit: what the cluster itself did, and a death on the last try.
     :ivar of: which code it is a life of, and which seed: those of a table are the same.
     :ivar at: when it was over, in seconds since the epoch.
     """
@@ -400,7 +400,9 @@ class Harness:
         killed = self._killed_by_the_cluster(jobs)
         case.limits += [f"the cluster has killed {job}" for job in sorted(killed)]
         case.duplicates += self._too_many(case, jobs, killed)
-        case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in jobs if job.state == "running"]
+        on_last_try = case.state == "failed" and case.tries > RETRIES and case.killed and not case.crossed[-1]
+        over = jobs[:-1] if on_last_try else jobs
+        case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in over if job.state == "running"]
         if not jobs:
             case.losses.append("there is no job")
             return
@@ -408,6 +410,9 @@ class Harness:
         record = store.get("durable_spark") or {}
         verdict, named = (record.get("verdict") or {}).get("state"), (record.get("job") or [None])[0]
         said = f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
+        if on_last_try:  # and what became of the job was not written down any more
+            case.limits.append("killed on its last try")
+            return
         if last.state == _FORGOTTEN and case.state == "failed":
             case.limits.append("the cluster has forgotten the job")
             if (verdict, named) not in ((None, last.id), ("absent", last.id)):  # it is lost, nothing else

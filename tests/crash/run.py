@@ -80,6 +80,8 @@ _SERIES = {
 }
 _SERVER_DIES = ("cluster", "forgetful")
 _OUTLIVES = 8.0
+_PAUSE = 300.0
+"""Seconds without a life, at least, where a run was broken off."""
 _AT_ONCE = 6
 """Lives on a whole Airflow."""
 _FAILING, _FAILING_OF_PAIRS = 1 / 8, 1 / 4
@@ -370,12 +372,22 @@ def main() -> None:
 def _report(lives: Lives, seed: str) -> list[str]:
     """Return what the page says of them."""
     together = sum(case.seconds for case in lives.cases) / 3600
-    began = min((case.at - case.seconds for case in lives.cases), default=0.0)
-    clock = (max((case.at for case in lives.cases), default=0.0) - began) / 3600
+    clock = sum(end - begin for begin, end in _sittings(lives.cases)) / 3600
     lingered = max((case.lingered for case in lives.cases), default=0.0)
     took = f"{len(lives.cases)} lives, which took {together:.1f} hours together, {clock:.1f} by the clock"
     outlived = f"`spark-submit` has outlived its task by {lingered * 1000:.0f} ms at most"
     return [f"Seed `{seed}`. {took}. {outlived}.", "", *table(lives)]
+
+
+def _sittings(cases: Iterable[Case]) -> Iterator[tuple[float, float]]:
+    """Return from when to when lives were lived: a run that was broken off may have been gone on with days later."""
+    begin = end = 0.0
+    for since, until in sorted((case.at - case.seconds, case.at) for case in cases):
+        if since > end + _PAUSE:
+            yield begin, end
+            begin = since
+        end = max(end, until)
+    yield begin, end
 
 
 def _all_series(backends: Sequence[str], kinds: Sequence[str]) -> list[Series]:

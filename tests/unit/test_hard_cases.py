@@ -361,6 +361,23 @@ class TestTakenForDead:
             instance.begin(kill_timeout=0.05).execute()
         assert (service.running, blind) == (["job-1"], [])
 
+    def test_what_has_ended_in_its_place_is_dead_whatever_the_time(
+        self, instance: TaskInstance, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found by the model: as the time was up, a job that had succeeded was "still SUCCEEDED"."""
+        instance.begin().execute()
+        instance.clear()
+        poll = MemoryHook.poll
+
+        async def relaunched(self: MemoryHook, jobs: Collection[JobRef]) -> Mapping[JobRef, JobStatus]:
+            if service.kills == ["job-1"] and "job-2" not in service.jobs:
+                relaunch(service, "job-1")
+                service.jobs["job-2"].state = JobState.SUCCEEDED
+            return await poll(self, jobs)
+
+        monkeypatch.setattr(MemoryHook, "poll", relaunched)
+        assert job_of(instance.begin(kill_timeout=1e-9).execute()) == "job-3"
+
 
 class TestDeleted:
     def test_while_it_looks_at_its_job_it_leaves_none(
