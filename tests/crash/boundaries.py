@@ -403,6 +403,9 @@ class Harness:
         on_last_try = case.state == "failed" and case.tries > RETRIES and case.killed and not case.crossed[-1]
         over = jobs[:-1] if on_last_try else jobs
         case.false_ends += [f"{job.id} is {job.state}, and the task over" for job in over if job.state == "running"]
+        if on_last_try:  # what became of its job was not written down any more
+            case.limits.append("killed on its last try")
+            return
         if not jobs:
             case.losses.append("there is no job")
             return
@@ -410,9 +413,6 @@ class Harness:
         record = store.get("durable_spark") or {}
         verdict, named = (record.get("verdict") or {}).get("state"), (record.get("job") or [None])[0]
         said = f"the record says {verdict} of {named}, upstream's key {store.get('spark_job_id')}"
-        if on_last_try:  # and what became of the job was not written down any more
-            case.limits.append("killed on its last try")
-            return
         if last.state == _FORGOTTEN and case.state == "failed":
             case.limits.append("the cluster has forgotten the job")
             if (verdict, named) not in ((None, last.id), ("absent", last.id)):  # it is lost, nothing else

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.boundaries import BACKENDS, WINDOW, Case, Harness, backend, in_process, usual
+from tests.crash.boundaries import BACKENDS, RETRIES, WINDOW, Case, Harness, backend, in_process, usual
 from tests.crash.interposer import Interposer, Kill, Way
 
 if TYPE_CHECKING:
@@ -99,6 +99,16 @@ def test_each_way_of_dying_in_the_submission(harness: Harness) -> None:
     assert left == {Way.BEFORE: [0], Way.ACTED: [1], Way.AFTER: [1]}
 
 
+@pytest.mark.parametrize("harness", OURS[:1], indirect=True)
+def test_a_death_on_the_last_try_is_the_named_limit(harness: Harness) -> None:
+    early = [Kill(2, Way.AFTER)]
+    sound(harness.live(early * RETRIES), deaths=RETRIES)
+    for way, jobs in ((Way.BEFORE, 0), (Way.ACTED, 1)):
+        case = harness.live([*early * RETRIES, Kill(_number(harness, "cluster: POST"), way)])
+        sound(case, deaths=RETRIES + 1)
+        assert (case.state, case.limits, case.left) == ("failed", ["killed on its last try"], [0] * RETRIES + [jobs])
+
+
 @pytest.mark.parametrize("harness", ["upstream_kubernetes"], indirect=True)
 def test_upstreams_window_shows_as_a_duplicate(harness: Harness) -> None:
     assert not harness.live([]).broken
@@ -108,6 +118,6 @@ def test_upstreams_window_shows_as_a_duplicate(harness: Harness) -> None:
 
 
 def _number(harness: Harness, what: str) -> int:
-    """Return which exchange of an undisturbed life it is."""
-    crossed: Sequence[str] = harness.interposer.crossed[0]
+    """Return which exchange of the latest life it is, since its last death."""
+    crossed: Sequence[str] = next(crossed for crossed in reversed(harness.interposer.crossed) if crossed)
     return next(number for number, each in enumerate(crossed, 1) if each.startswith(what))
