@@ -395,6 +395,9 @@ class JobTrigger(BaseTrigger):
                     if not await self._is_unwanted(said=attempt.retry_state.attempt_number > 1):
                         return
                     await asyncio.wait_for(self._let_go(), _ON_KILL_BOUND)
+        except SubmissionUncertain as error:
+            token = self._args.submission.token
+            self.log.error("Whether a job of token %s still runs cannot be told: %s", token, error)
         except (DurableJobError, asyncio.TimeoutError) as error:
             what = "be killed and may still run" if self._args.kill else "be let go of"
             self.log.error("%s could not %s: %s", self._job, what, str(error) or "no answer in time")
@@ -655,12 +658,16 @@ class JobTrigger(BaseTrigger):
             try:  # whether the cluster has relaunched it, or a late request has made another, unseen as yet
                 found = await asyncio.wait_for(hook.find(self._args.submission), _OTHERS_FOUND_WITHIN)
             except (DurableJobError, asyncio.TimeoutError) as error:
+                if self._args.sent_before:  # there may well be one
+                    raise _uncertain(error) from error
                 self.log.warning("Whether %s was the only job of its submission cannot be told: %r", self._job, error)
                 return
             others = [job for job in _jobs_of(found) if job != self._job]
             for job in others if self._args.kill else ():
                 self.log.warning("Killing %s, too: it carries the token of %s", job, self._job)
             await self._let_go_of(hook, others)
+            if self._args.sent_before:
+                _expect_no_others(found)
 
     async def _let_go_of(self, hook: JobHook, jobs: Sequence[JobRef]) -> None:
         """Kill jobs, unless they are to be kept, and release them: each, whatever becomes of the others."""
@@ -858,11 +865,26 @@ class SubmissionTrigger(JobTrigger):
     async def _let_go(self) -> None:
         """Kill whatever has come of the submission, unless it is to be kept; nobody waits for it any more."""
         async with self._hook_of_same_cluster() as hook:
-            await self._let_go_of(hook, _jobs_of(await hook.find(self._args.submission)))
+            found = await hook.find(self._args.submission)
+            await self._let_go_of(hook, _jobs_of(found))
+            _expect_no_others(found)
 
 
 def _jobs_of(found: Found | Absent) -> Sequence[JobRef]:
     return (found.status.job, *found.younger) if isinstance(found, Found) else ()
+
+
+def _expect_no_others(found: Found | Absent) -> None:
+    """Raise why it cannot be told whether there are others, if it cannot."""
+    if isinstance(found, Found) and found.untold is not None:
+        raise found.untold
+
+
+def _uncertain(error: DurableJobError | asyncio.TimeoutError) -> SubmissionUncertain:
+    """Return what a look that failed means: that it can be told later, unless it was told that it cannot."""
+    if isinstance(error, SubmissionUncertain):
+        return error
+    return SubmissionUncertain(str(error) or "no answer in time")
 
 
 class _Narrator:

@@ -24,7 +24,7 @@ from dev.processes import wait_until
 from dev.proxy import Proxy
 from durable_spark.hooks import _http
 from durable_spark.hooks.standalone import StandaloneHook
-from durable_spark.jobs import JobRef, Submission
+from durable_spark.jobs import JobRef, Submission, SubmissionUncertain
 from durable_spark.operators.spark import SparkJobOperator
 from tests.cluster.test_standalone import evict, ids, processes_of
 from tests.standalone import jvm_job
@@ -230,6 +230,40 @@ class TestALateRequest:
         drivers.wait("RUNNING", "RUNNING")
         airflow["state"] = "failed"
         asyncio.run(asyncio.wait_for(self.trigger(instance).on_kill(), 30))
+        drivers.wait("KILLED", "KILLED")
+
+    def test_marked_failed_while_it_cannot_be_told_neither_lives_on(
+        self,
+        instance: TaskInstance,
+        drivers: Drivers,
+        late: Callable[[], str],
+        airflow: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Nor does one whose worker answers only when the first look is over."""
+        job_of(instance.begin().execute())
+        drivers.wait("RUNNING")
+        late()
+        drivers.wait("RUNNING", "RUNNING")
+        (worker,) = drivers.cluster.workers
+        find, doubts = StandaloneHook.find, []
+
+        async def doubt(self: StandaloneHook, submission: Submission) -> Any:
+            try:
+                return await find(self, submission)
+            except SubmissionUncertain as error:
+                doubts.append(error)
+                worker.server.resume()
+                raise
+
+        monkeypatch.setattr(StandaloneHook, "find", doubt)
+        airflow["state"] = "failed"
+        worker.server.suspend()  # whose pages tell whose a driver is
+        try:
+            asyncio.run(asyncio.wait_for(self.trigger(instance).on_kill(), 60))
+        finally:
+            worker.server.resume()
+        assert doubts
         drivers.wait("KILLED", "KILLED")
 
     def test_after_a_clear_nobody_looks_for_it(

@@ -23,6 +23,7 @@ from durable_spark.jobs import (
     AuthenticationFailed,
     BadConfiguration,
     ClusterUnreachable,
+    Found,
     JobRef,
     JobState,
     JobStatus,
@@ -339,14 +340,62 @@ async def test_marked_failed_no_job_of_the_submission_lives_on(
     assert service.running == []
 
 
+@pytest.mark.parametrize("sent_before", [False, True])
 async def test_marked_failed_while_others_cannot_be_told_the_job_is_killed(
-    service: Service, airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    service: Service, airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sent_before: bool
 ) -> None:
     monkeypatch.setattr(trigger_module, "_OTHERS_FOUND_WITHIN", 0.05)
+    monkeypatch.setattr(trigger_module, "_ON_KILL_BOUND", 1.0)
     monkeypatch.setattr(tries.MemoryHook, "find", hang)
     airflow["state"] = "failed"
-    await asyncio.wait_for(trigger().on_kill(), 5)
-    assert (service.running, service.kills) == ([], ["job-1"])
+    await asyncio.wait_for(trigger(sent_before=sent_before).on_kill(), 5)
+    assert service.running == []
+    assert (service.kills == ["job-1"]) is not sent_before, "only what may have another is looked at again"
+
+
+@pytest.mark.parametrize("kind", [JobTrigger, SubmissionTrigger])
+@pytest.mark.parametrize(
+    "doubt", [SubmissionUncertain("queued"), ClusterUnreachable("away"), RequestRefused("not read yet"), None]
+)
+async def test_marked_failed_it_looks_until_it_can_tell_whether_a_late_request_made_another(
+    service: Service, airflow: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: Any, doubt: Exception | None
+) -> None:
+    """``None``: the first look finds one, and another that it cannot tell yet."""
+    service.add(TOKEN)
+    find, looks = tries.MemoryHook.find, 0
+
+    async def not_yet(self: tries.MemoryHook, submission: Submission) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks > 2:
+            return await find(self, submission)
+        if doubt is not None:
+            raise doubt
+        status = JobStatus(job=JobRef("job-1"), state=JobState.RUNNING)
+        return Found(status=status, untold=SubmissionUncertain("job-2 is being launched"))
+
+    monkeypatch.setattr(tries.MemoryHook, "find", not_yet)
+    airflow["state"] = "failed"
+    await asyncio.wait_for(trigger(kind, sent_before=True).on_kill(), 20)
+    assert (looks, service.running) == (3, [])
+
+
+@pytest.mark.parametrize("permanent", [False, True])
+async def test_marked_failed_it_says_what_it_could_not_tell(
+    service: Service,
+    airflow: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    permanent: bool,
+) -> None:
+    monkeypatch.setattr(trigger_module, "_ON_KILL_BOUND", 1.0)
+    service.find_error = SubmissionUncertain("its log has been removed", permanent=permanent)
+    airflow["state"] = "failed"
+    await asyncio.wait_for(trigger(sent_before=True).on_kill(), 20)
+    assert service.running == []
+    said = capsys.readouterr().out
+    assert f"Whether a job of token {TOKEN} still runs cannot be told: its log has been removed" in said
+    assert "may still run" not in said
 
 
 async def test_a_doubt_of_earlier_is_not_held_against_a_later_one(
