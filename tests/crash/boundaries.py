@@ -408,7 +408,11 @@ class Harness:
             return
         if not jobs:
             case.losses.append("there is no job")
-            return
+        else:
+            self._judge_end(case, jobs, store)
+
+    def _judge_end(self, case: Case, jobs: Sequence[Job], store: Mapping[str, Any]) -> None:
+        """Compare how the task ended, and what it wrote down, with how its last job ended, and had to end."""
         last = jobs[-1]
         record = store.get("durable_spark") or {}
         verdict, named = (record.get("verdict") or {}).get("state"), (record.get("job") or [None])[0]

@@ -379,15 +379,16 @@ def _report(lives: Lives, seed: str) -> list[str]:
     return [f"Seed `{seed}`. {took}. {outlived}.", "", *table(lives)]
 
 
-def _sittings(cases: Iterable[Case]) -> Iterator[tuple[float, float]]:
+def _sittings(cases: Iterable[Case]) -> list[tuple[float, float]]:
     """Return from when to when lives were lived: a run that was broken off may have been gone on with days later."""
-    begin = end = 0.0
-    for since, until in sorted((case.at - case.seconds, case.at) for case in cases):
-        if since > end + _PAUSE:
-            yield begin, end
-            begin = since
-        end = max(end, until)
-    yield begin, end
+    sittings: list[tuple[float, float]] = []
+    for began, ended in sorted((case.at - case.seconds, case.at) for case in cases):
+        if sittings and began <= sittings[-1][1] + _PAUSE:
+            since, until = sittings.pop()
+            sittings.append((since, max(until, ended)))
+        else:
+            sittings.append((began, ended))
+    return sittings
 
 
 def _all_series(backends: Sequence[str], kinds: Sequence[str]) -> list[Series]:
