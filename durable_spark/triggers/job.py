@@ -100,6 +100,8 @@ _TAKEN_OVER_AFTER = 60.0
 _ON_KILL_BOUND = 25.0
 """Airflow gives ``on_kill`` 30 s."""
 _OTHERS_FOUND_WITHIN = 10.0
+_SUCCESS_WAITS = 120.0
+"""Seconds for which a success is held back while it cannot be told whether its submission has a second job."""
 _SAYS_NOTHING = {
     JobState.RELAUNCHED: "the cluster relaunched it, and its successor could not be found",
     JobState.UNKNOWN: "the cluster could not tell what has become of it",
@@ -513,7 +515,9 @@ class JobTrigger(BaseTrigger):
         if absent and await self._found_successor():
             return None, True
         another = await self._another_is_the_job(at_its_end=True)
-        if another or (another is None and status.state is not JobState.SUCCEEDED):
+        if another is not False:
+            if another is None and status.state is JobState.SUCCEEDED:
+                await self._note(self._event("succeeded", status))  # it counts, also if it is forgotten meanwhile
             return None, bool(another)
         if noted is not None:
             return noted, False
@@ -523,11 +527,21 @@ class JobTrigger(BaseTrigger):
         """
         Return the event of an end that was held back for too long, and the seconds until it is asked again.
 
+        A success counts whatever there is beside it. It waits for a second job that was only queued beside the first,
+        and shows whose it is when it gets its place.
+
         :param since: when it was held back first, in seconds since the epoch.
         """
         now, deadline, patience = time.time(), self._args.deadline, self._args.outage_timeout
         what = "whether its submission has a second job could not be told"
-        if deadline is not None and now >= (deadline := max(deadline, self._dead_by)):
+        succeeded = status.state is JobState.SUCCEEDED
+        if succeeded:
+            patience = min(patience, _SUCCESS_WAITS)
+        passed = deadline is not None and now >= (deadline := max(deadline, self._dead_by))
+        if succeeded and (passed or now - since >= patience):
+            self.log.error("%s has succeeded; %s: one may run yet", self._job, what)
+            return self._event("succeeded", status), 0.0
+        if passed:
             return self._event("timeout", status, message=what), 0.0
         if now - since >= patience:
             return self._event("outage", status, message=f"{what} for {patience:.0f} s"), 0.0

@@ -15,6 +15,7 @@ import signal
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,7 @@ from durable_spark.hooks import _http
 from durable_spark.hooks.standalone import StandaloneHook
 from durable_spark.jobs import JobRef, Submission, SubmissionUncertain
 from durable_spark.operators.spark import SparkJobOperator
+from durable_spark.triggers import job as trigger_module
 from tests.cluster.test_standalone import evict, ids, processes_of
 from tests.standalone import jvm_job
 from tests.unit import test_trigger
@@ -124,7 +126,7 @@ class TestALateRequest:
         drivers = Drivers(standalone_cluster, ids(standalone_cluster))
         yield drivers
         for driver, state in drivers.states().items():
-            if state == "RUNNING":
+            if state in ("SUBMITTED", "RUNNING"):
                 standalone_cluster.kill_driver(driver)
 
     @pytest.fixture
@@ -137,8 +139,8 @@ class TestALateRequest:
         return task(monkeypatch, drivers.cluster.connection(rest_port=str(rest.port)))
 
     @pytest.fixture
-    def late(self, drivers: Drivers, rest: Proxy, instance: TaskInstance) -> Callable[[], str]:
-        """Return a function that lets the first try's request arrive, and returns the driver's ID."""
+    def late(self, drivers: Drivers, rest: Proxy, instance: TaskInstance) -> Callable[..., str]:
+        """Return a function that lets the first try's request arrive, perhaps with more cores, and returns the ID."""
         held = rest.hold("POST", "/create$")
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(instance.begin().execute)
@@ -146,10 +148,12 @@ class TestALateRequest:
             held.drop()
             assert waits(first.result(60))
 
-        def arrive() -> str:
+        def arrive(cores: int = 1) -> str:
+            body = json.loads(request.body)
+            body["sparkProperties"]["spark.driver.cores"] = str(cores)
             again = urllib.request.Request(
                 f"http://127.0.0.1:{drivers.cluster.master.rest_port}{request.path}",
-                data=request.body.encode(),
+                data=json.dumps(body).encode(),
                 headers={"Content-Type": "application/json"},
             )
             with urllib.request.urlopen(again, timeout=30) as answer:
@@ -200,6 +204,32 @@ class TestALateRequest:
         told = self.told(instance)
         assert (told.kind, told.job.id, told.state) == ("failed", older, "FAILED")
         assert drivers.states() == {older: "FAILED", younger: "KILLED"}
+
+    @pytest.mark.parametrize(
+        ("cores", "end"), [(16, "KILLED"), (17, "SUBMITTED")], ids=["gets_its_place", "never_does"]
+    )
+    def test_a_success_waits_for_one_in_the_queue(
+        self,
+        instance: TaskInstance,
+        drivers: Drivers,
+        late: Callable[[int], str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        cores: int,
+        end: str,
+    ) -> None:
+        """Which shows whose it is when it is launched. A limit that the docs name: it does not wait for ever."""
+        monkeypatch.setattr(trigger_module, "_SUCCESS_WAITS", 30.0 if end == "KILLED" else 2.0)
+        gate = tmp_path / "gate"
+        source, main, *_ = jvm_job(0).application_args
+        older = job_of(instance.begin(application_args=[source, main, str(gate), "0"]).execute())
+        drivers.wait("RUNNING")
+        younger = late(cores)
+        drivers.wait("RUNNING", "SUBMITTED")
+        gate.touch()
+        told = self.told(instance)
+        assert (told.kind, told.job.id) == ("succeeded", older)
+        assert drivers.states() == {older: "FINISHED", younger: end}
 
     def test_who_was_killed_as_one_too_many_gives_way(
         self, instance: TaskInstance, drivers: Drivers, rest: Proxy, late: Callable[[], str]

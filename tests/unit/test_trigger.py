@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import threading
@@ -254,6 +255,71 @@ async def test_a_bad_end_is_told_when_it_can_be_told_whether_there_is_a_double(
     assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
 
 
+async def test_a_success_waits_until_it_can_be_told_whether_there_is_a_double(
+    service: Service, later: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in the queue shows whose it is when it gets the place of ours; it would run beside what comes next."""
+    find, told = tries.MemoryHook.find, False
+
+    async def queued(self: tries.MemoryHook, submission: Submission) -> Any:
+        found = await find(self, submission)
+        assert isinstance(found, Found)
+        return found if told else dataclasses.replace(found, younger=(), untold=SubmissionUncertain("queued"))
+
+    def launch() -> None:
+        nonlocal told
+        told = True
+        assert service.kills == []
+
+    monkeypatch.setattr(tries.MemoryHook, "find", queued)
+    service.jobs["job-1"].state = JobState.SUCCEEDED
+    service.add(TOKEN)
+    later(launch)
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02)), 5)
+    assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
+    assert service.running == []
+
+
+@pytest.mark.parametrize("ends", ["patience", "outage_timeout", "deadline"])
+async def test_but_it_counts_in_the_end(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ends: str
+) -> None:
+    arguments: dict[str, Any] = {}
+    if ends == "patience":
+        monkeypatch.setattr(trigger_module, "_SUCCESS_WAITS", 0.2)
+    else:
+        arguments[ends] = 0.2 if ends == "outage_timeout" else time.time() + 0.2
+    service.jobs["job-1"].state = JobState.SUCCEEDED
+    service.find_error = SubmissionUncertain("queued")
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02, **arguments)), 5)
+    assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
+    said = capsys.readouterr().out
+    assert "job-1 has succeeded; whether its submission has a second job could not be told: one may run yet" in said
+
+
+async def test_also_for_a_triggerer_that_takes_over_when_it_is_forgotten(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_back, looks = asyncio.Event(), 0
+
+    async def queued(self: tries.MemoryHook, submission: Submission) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            held_back.set()
+        raise SubmissionUncertain("queued")
+
+    monkeypatch.setattr(tries.MemoryHook, "find", queued)
+    service.jobs["job-1"].state = JobState.SUCCEEDED
+    first = asyncio.create_task(event(trigger(sent_before=True, interval=0.02)))
+    await asyncio.wait_for(held_back.wait(), 5)
+    first.cancel()
+    await asyncio.wait([first])
+    service.jobs["job-1"] = Job("", "", JobState.ABSENT)
+    fired = await asyncio.wait_for(event(trigger(sent_before=True, interval=0.02)), 5)
+    assert (fired.kind, fired.job.id) == ("succeeded", "job-1")
+
+
 async def test_a_double_of_which_nothing_can_be_told_is_given_up_like_an_outage(service: Service) -> None:
     service.add(TOKEN, state=JobState.FAILED)
     service.find_error = SubmissionUncertain("queued")
@@ -457,6 +523,7 @@ async def test_the_younger_double_of_a_lost_job_is_killed(service: Service) -> N
 async def test_a_double_that_cannot_be_killed_is_not_followed(
     service: Service, later: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trigger_module, "_SUCCESS_WAITS", 0.2)
     service.add(TOKEN)
 
     def refuse() -> None:
