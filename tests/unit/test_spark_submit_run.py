@@ -361,8 +361,13 @@ class TestRun:
         assert run.jobs == ["job-1"]
 
     async def test_a_job_that_the_cluster_shows_first(self, start: Start, cluster: Cluster, tmp_path: Path) -> None:
-        cluster.shown = lambda: JobRef("job-1", "u") if (tmp_path / "submitted").exists() else None
-        run = start(f"sleep 0.1; touch submitted; {UNTIL_GO}; echo has job-1; sleep 0.2")
+        def shown() -> JobRef | None:
+            (tmp_path / "looked").touch()
+            return JobRef("job-1", "u") if (tmp_path / "submitted").exists() else None
+
+        cluster.shown = shown
+        until_looked = "while [ ! -e looked ]; do sleep 0.02; done"
+        run = start(f"{until_looked}; touch submitted; {UNTIL_GO}; echo has job-1; sleep 0.2")
         assert await run.end() == 0
         assert (run.jobs, run.itself.job) == (["job-1"], JobRef("job-1", "u"))
         assert cluster.looks > 1
