@@ -399,7 +399,7 @@ class JobTrigger(BaseTrigger):
                     await asyncio.wait_for(self._let_go(), _ON_KILL_BOUND)
         except SubmissionUncertain as error:
             token = self._args.submission.token
-            self.log.error("Whether a job of token %s still runs cannot be told: %s", token, error)
+            self.log.error("Whether a job of token %s still runs cannot be told: %s. %s", token, error, self._way_out)
         except (DurableJobError, asyncio.TimeoutError) as error:
             what = "be killed and may still run" if self._args.kill else "be let go of"
             self.log.error("%s could not %s: %s", self._job, what, str(error) or "no answer in time")
@@ -517,7 +517,9 @@ class JobTrigger(BaseTrigger):
         another = await self._another_is_the_job(at_its_end=True)
         if another is not False:
             if another is None and status.state is JobState.SUCCEEDED:
-                await self._note(self._event("succeeded", status))  # it counts, also if it is forgotten meanwhile
+                event = self._event("succeeded", status)
+                if self._noted != event:  # it counts, also if it is forgotten meanwhile
+                    await self._note(event)
             return None, bool(another)
         if noted is not None:
             return noted, False
@@ -537,16 +539,23 @@ class JobTrigger(BaseTrigger):
         succeeded = status.state is JobState.SUCCEEDED
         if succeeded:
             patience = min(patience, _SUCCESS_WAITS)
-        passed = deadline is not None and now >= (deadline := max(deadline, self._dead_by))
-        if succeeded and (passed or now - since >= patience):
-            self.log.error("%s has succeeded; %s: one may run yet", self._job, what)
+        if deadline is not None:
+            deadline = max(deadline, self._dead_by)
+        passed = deadline is not None and now >= deadline
+        if not passed and now - since < patience:
+            pause = min(max(self._patience, (now - since) / 2), LONGEST_BACKOFF)
+            return None, pause if deadline is None else min(pause, deadline - now)
+        if succeeded:
+            self.log.error("%s has succeeded; %s: one may run yet. %s", self._job, what, self._way_out)
             return self._event("succeeded", status), 0.0
         if passed:
             return self._event("timeout", status, message=what), 0.0
-        if now - since >= patience:
-            return self._event("outage", status, message=f"{what} for {patience:.0f} s"), 0.0
-        pause = min(max(self._patience, (now - since) / 2), LONGEST_BACKOFF)
-        return None, pause if deadline is None else min(pause, deadline - now)
+        return self._event("outage", status, message=f"{what} for {patience:.0f} s"), 0.0
+
+    @property
+    def _way_out(self) -> str:
+        """What to do about a job that may run although nobody follows it any more."""
+        return f"'airflow durable-spark orphans {self._args.conn_id}' lists what does, and ends it with --kill"
 
     def _next_look(self, subscription: Subscription, links_due: float | None, *, looks_again: bool) -> float | None:
         """Return the seconds until something is due that no status announces, or ``None``."""

@@ -366,7 +366,7 @@ class TestRun:
             return JobRef("job-1", "u") if (tmp_path / "submitted").exists() else None
 
         cluster.shown = shown
-        until_looked = "while [ ! -e looked ]; do sleep 0.02; done"
+        until_looked = UNTIL_GO.replace("go", "looked")
         run = start(f"{until_looked}; touch submitted; {UNTIL_GO}; echo has job-1; sleep 0.2")
         assert await run.end() == 0
         assert (run.jobs, run.itself.job) == (["job-1"], JobRef("job-1", "u"))
